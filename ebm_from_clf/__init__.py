@@ -1,0 +1,31 @@
+r"""Turn any pretrained timm classifier into a class-conditional generator, and keep it a classifier.
+
+.. math:: p_c(x) = \exp(\gamma f_c(x)) \, q(x) / Z_c
+"""
+
+from .chains import ChainStore as ChainStore
+from .checkpoint import load as load
+from .checkpoint import save as save
+from .contrastive import Contrastive as Contrastive
+from .contrastive import Objective as Objective
+from .convert import convert as convert
+from .energy import ClassifierEnergy as ClassifierEnergy
+from .errors import Diverged as Diverged
+from .errors import UsageError as UsageError
+from .evaluate import evaluate as evaluate
+from .finetune import Finetuner as Finetuner
+from .finetune import Settings as Settings
+from .finetune import finetune as finetune
+from .langevin import Langevin as Langevin
+from .reference import FittedGaussian as FittedGaussian
+from .reference import Reference as Reference
+from .reference import SpectralNoise as SpectralNoise
+from .reference import WhiteNoise as WhiteNoise
+from .sample import sample as sample
+from .space import PixelSpace as PixelSpace
+from .start import ClassGaussian as ClassGaussian
+from .start import DataStart as DataStart
+from .start import ReferenceStart as ReferenceStart
+from .start import UniformStart as UniformStart
+
+__version__ = "0.1.0"

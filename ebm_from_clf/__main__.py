@@ -1,0 +1,5 @@
+"""Runs the command line: `python -m ebm_from_clf`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""An energy as a timm-native folder.
+
+`config.json` and `model.safetensors` are what timm writes and reads: `timm.create_model(
+"local-dir:DIR", pretrained=True)` gives the classifier back, bit-identical. The energy adds a key
+`"ebm"` to the config and keeps its own tensors in `ebm.safetensors`. Nothing is pickled.
+"""
+
+__all__ = ["load", "save"]
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from .convert import class_names, create_classifier
+from .energy import ClassifierEnergy
+from .errors import UsageError
+from .folders import publish
+from .langevin import Langevin
+from .reference import FittedGaussian, Reference, SpectralNoise, WhiteNoise
+from .space import PixelSpace
+from .start import ClassGaussian, ReferenceStart, Start, UniformStart
+
+REFERENCES = {c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian)}
+FORMAT = 1
+
+
+def save(energy: ClassifierEnergy, place: str | Path) -> None:
+    """Writes an energy, with its start and sampler, as a folder that timm can read.
+
+    A `DataStart` is left out: a model is no place for a copy of the data.
+
+    Arguments:
+        energy: The energy; its classifier is a timm model.
+        place: The folder; it must not exist, or be empty.
+
+    Raises:
+        UsageError: If the folder is taken, cannot be written, or timm did not make the classifier.
+    """
+    classifier = energy.classifier
+    if not hasattr(classifier, "pretrained_cfg"):
+        raise UsageError(
+            f"save: {type(classifier).__name__} is not a timm model, so timm could not read it "
+            "back. Build it with timm.create_model."
+        )
+    tensors = {f"reference.{k}": v for k, v in energy.reference.arguments.items()}
+    if isinstance(energy.start, ClassGaussian):
+        tensors |= {f"start.{k}": v for k, v in energy.start.named_buffers()}
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "reference": type(energy.reference).__name__,
+        "gauge": energy.gauge,
+        "gain": energy.gain,
+        "support": energy.support,
+        "mean": energy.space.mean.flatten().tolist(),
+        "std": energy.space.std.flatten().tolist(),
+        "size": list(energy.space.size),
+        "start": type(energy.start).__name__,
+        "sampler": None if energy.sampler is None else asdict(energy.sampler),
+    }
+    with publish(place) as staging:
+        save_for_hf(
+            classifier,
+            str(staging),
+            model_config={"ebm": config} | _label_names(energy),
+            model_args=dict(getattr(classifier, "_model_args", {})),
+            safe_serialization=True,
+        )
+        own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        save_file(own, staging / "ebm.safetensors")
+
+
+def load(place: str | Path) -> ClassifierEnergy:
+    """Reads an energy that :func:`save` wrote, on the CPU.
+
+    Arguments:
+        place: The folder.
+
+    Raises:
+        UsageError: If the folder is no saved energy, or a file is missing, damaged or not finite.
+    """
+    place = Path(place)
+    try:
+        config = json.loads((place / "config.json").read_text(encoding="utf-8"))["ebm"]
+        tensors = load_file(place / "ebm.safetensors")
+        if config["format"] > FORMAT:
+            raise UsageError(f"{place}: written by a newer version; upgrade ebm-from-clf.")
+        classifier = create_classifier(f"local-dir:{place}")
+        return _restore(config, tensors, classifier)
+    except UsageError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise UsageError(
+            f"{place}: not a saved energy, or damaged ({type(error).__name__}: "
+            f"{str(error).strip()[:100]}). Convert or fine-tune again."
+        ) from error
+
+
+def _label_names(energy: ClassifierEnergy) -> dict[str, Any]:
+    return {"label_names": list(energy.class_names)} if energy.class_names else {}
+
+
+def _restore(
+    config: dict[str, Any], tensors: dict[str, Tensor], classifier: nn.Module
+) -> ClassifierEnergy:
+    named = {f"model.{k}": v for k, v in classifier.state_dict().items()} | tensors
+    for name, value in named.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UsageError(f"{name} is not finite: the saved energy is damaged.")
+    parts: dict[str, dict[str, Tensor]] = {"reference": {}, "start": {}}
+    for name, value in tensors.items():
+        owner, _, key = name.partition(".")
+        parts[owner][key] = value
+    energy = ClassifierEnergy(
+        classifier,
+        REFERENCES[config["reference"]](**parts["reference"]),  # type: ignore[arg-type]
+        PixelSpace(config["mean"], config["std"], tuple(config["size"])),
+        gauge=config["gauge"],
+        gain=config["gain"],
+        support=config["support"],
+    )
+    energy.class_names = class_names(classifier)
+    energy.start = _restore_start(config["start"], parts["start"], energy.reference)
+    energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
+    return energy
+
+
+def _restore_start(
+    name: str | None, tensors: dict[str, Tensor], reference: Reference
+) -> Start | None:
+    if name == "ReferenceStart":
+        return ReferenceStart(reference)
+    if name == "UniformStart":
+        return UniformStart(reference.shape)
+    if name == "ClassGaussian":
+        return ClassGaussian(**tensors)
+    return None

@@ -1,0 +1,70 @@
+"""Training a plain classifier, for recipes that begin without one.
+
+Cross-entropy with AdamW and a one-cycle learning rate: what stands in for the classifier you
+already have. Nothing here is generative.
+"""
+
+__all__ = ["train_classifier"]
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from .data import Batches, collate
+from .space import PixelSpace
+
+
+def train_classifier(
+    classifier: nn.Module,
+    space: PixelSpace,
+    dataset: Dataset,
+    *,
+    epochs: int,
+    augment: Callable[[Tensor, torch.Generator], Tensor],
+    learning_rate: float = 2e-3,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Trains a classifier in place and leaves it in evaluation mode.
+
+    Arguments:
+        classifier: The classifier.
+        space: The map from pixels to its input.
+        dataset: Pairs of an image in [0, 1] and a class index.
+        epochs: The number of passes over the data.
+        augment: What is done to a batch of images, given a generator.
+        learning_rate: The highest learning rate.
+        batch_size: The batch size.
+        seed: The seed of the order and the augmentation.
+        progress: Called with 1 after each update.
+    """
+    sampler = Batches(len(dataset), batch_size, seed=seed)  # type: ignore[arg-type]
+    updates = epochs * (sampler.n // sampler.batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    device = space.mean.device
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _one_cycle(i, updates))
+    classifier.train()
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+    for _, (x, y) in zip(range(updates), loader, strict=False):
+        logits = classifier(space(augment(x, generator).to(device)))
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, y.to(device)).backward()
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(1)
+    return classifier.eval()
+
+
+def _one_cycle(update: int, updates: int) -> float:
+    """Rises linearly over the first fifth, then falls as a cosine."""
+    rise = max(1, updates // 5)
+    if update < rise:
+        return (update + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (update - rise) / max(1, updates - rise))) + 1e-3

@@ -1,0 +1,300 @@
+"""The command line; the only place that wires the parts together.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 terminated.
+"""
+
+__all__ = ["main"]
+
+import dataclasses
+import json
+import signal
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from tqdm import tqdm
+
+from .checkpoint import load, save
+from .convert import convert, create_classifier, space_of
+from .data import load_data
+from .doctor import examine
+from .energy import ClassifierEnergy, Gauge
+from .errors import Diverged, UsageError
+from .evaluate import evaluate
+from .folders import new_folder, write_json
+from .langevin import Langevin
+from .quickstart import quickstart
+from .recipe import Recipe, check_yaml, find_recipe
+from .run import finetune_recipe, machine
+from .sample import write_samples
+
+EPILOG = """examples:
+  ebm-from-clf quickstart
+  ebm-from-clf doctor resnet50.a1_in1k
+  ebm-from-clf convert resnet50.a1_in1k --output models/resnet50
+  ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
+  ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
+  ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits.
+
+    Arguments:
+        argv: The arguments. `None` for those of the process.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        parser = _parser()
+        parsed = parser.parse_args(_named_recipe(argv))
+        name = parsed.subcommand
+        arguments = parser.instantiate(parsed)[name]
+        if "finetune" in arguments:
+            fields = {f.name: arguments[f.name] for f in dataclasses.fields(Recipe)}
+            arguments.recipe = Recipe(**fields)
+        COMMANDS[name][1](arguments)
+    except (UsageError, ValueError) as error:
+        _stop(2, error)
+    except (Diverged, OSError) as error:
+        _stop(1, error)
+    except KeyboardInterrupt:
+        _stop(130, "interrupted")
+    sys.exit(0)
+
+
+def _stop(status: int, why: object) -> NoReturn:
+    line = " ".join(str(why).split())
+    print(f"ebm-from-clf: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Help with the defaults of options and the examples line by line."""
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        _stop(2, f"{message.strip().splitlines()[0] if message.strip() else message} See --help.")
+
+
+def _parser() -> ArgumentParser:
+    parser = _Parser(
+        prog="ebm-from-clf",
+        description="Turn a timm classifier into a class-conditional generator.",
+        epilog=EPILOG,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(required=True)
+    for name, (declare, function) in COMMANDS.items():
+        sub = _Parser(description=function.__doc__, allow_abbrev=False)
+        declare(sub)
+        commands.add_subcommand(name, sub, help=function.__doc__)
+    return parser
+
+
+def _named_recipe(argv: Sequence[str] | None) -> list[str]:
+    """Looks up the recipe after --config and refuses what YAML must not hold."""
+    found = list(sys.argv[1:] if argv is None else argv)
+    for i, word in enumerate(found):
+        flag, equals, value = word.partition("=")
+        if flag == "--config" and (equals or i + 1 < len(found)):
+            path = find_recipe(value if equals else found[i + 1])
+            check_yaml(path)
+            found[i if equals else i + 1] = f"--config={path}" if equals else str(path)
+    return found
+
+
+def _progress(title: str, total: int) -> Callable[[int], None]:
+    # disable=None: no bar unless the output is a terminal.
+    bar = tqdm(total=total, desc=title, disable=None, unit="", smoothing=0.1)
+
+    def advance(n: int) -> None:
+        bar.update(n)
+        if bar.n >= total:
+            bar.close()
+
+    return advance
+
+
+def _write_metrics(folder: str | Path, numbers: dict[str, Any]) -> None:
+    write_json(Path(folder) / "metrics.json", numbers | {"machine": machine()})
+    print(f"wrote {folder}")
+
+
+def _open(name: str) -> ClassifierEnergy:
+    """Opens a saved energy, or converts a classifier of timm on the fly."""
+    config = Path(name) / "config.json"
+    if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
+        return load(name)
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    return convert(name)
+
+
+def _quickstart(a: Namespace) -> None:
+    """Trains, converts, fine-tunes, samples and evaluates on MNIST-5k."""
+    numbers = quickstart(
+        a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
+    )
+    found = numbers["samples"]
+    print(
+        f"accuracy {numbers['accuracy_before']:.3f} before, {numbers['accuracy']:.3f} after; "
+        f"{found['agreement']:.3f} of {found['n']} samples judged as their class; Frechet distance "
+        f"{found['frechet_ratio']:.2f} times that of held-out images; {numbers['seconds']:.0f} s"
+    )
+    print(f"wrote {a.output}; open {Path(a.output) / 'report.html'}")
+
+
+def _doctor(a: Namespace) -> None:
+    """Tells whether a classifier can be converted, and what a Langevin step costs."""
+    classifier = create_classifier(a.classifier, pretrained=a.pretrained)
+    result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
+    if a.json:
+        print(json.dumps(result.as_dict(), indent=2))
+    else:
+        shape = "x".join(map(str, result.shape))
+        print(f"{result.classifier}: {result.parameters / 1e6:.1f} M parameters, images {shape}")
+        for finding in result.findings:
+            print(f"  {'ok ' if finding.ok else 'NO '} {finding.check}: {finding.note}")
+        if result.step_ms and result.forward_ms:
+            ratio = result.step_ms / result.forward_ms
+            print(
+                f"  a step of {result.batch} images takes {result.step_ms:.0f} ms on "
+                f"{result.device}, {ratio:.1f} times a forward pass"
+            )
+    if not result.ok:
+        raise UsageError(result.refusal)
+
+
+def _convert(a: Namespace) -> None:
+    """Converts a classifier to an energy and saves it as a folder that timm can read."""
+    save(convert(a.classifier, gauge=a.gauge, gain=a.gain), a.output)
+    _write_metrics(a.output, {"classifier": a.classifier})
+
+
+def _finetune(a: Namespace) -> None:
+    """Fine-tunes a classifier by a recipe until its samples look like the data."""
+    run = finetune_recipe(a.recipe, a.output, _progress)
+    print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
+    print(f"wrote {a.output}; sample with: ebm-from-clf sample {Path(a.output) / 'model'}")
+
+
+def _sample(a: Namespace) -> None:
+    """Draws images of classes into a folder."""
+    energy = _open(a.model)
+    classes = _classes(a.classes, energy)
+    sampler = energy.sampler or Langevin(n_steps=100)
+    if a.steps is not None:
+        sampler = replace(sampler, n_steps=a.steps)
+    write_samples(
+        energy,
+        classes,
+        a.n,
+        a.seed,
+        a.output,
+        names=energy.class_names,
+        sampler=sampler,
+        progress=_progress("sample", sampler.n_steps * len(classes) * a.n),
+    )
+    print(f"wrote {a.output}; look at {Path(a.output) / 'grid.png'}")
+
+
+def _evaluate(a: Namespace) -> None:
+    """Measures accuracy and calibration on held-out data."""
+    energy = _open(a.model)
+    channels, *size = energy.space.shape
+    data = load_data(
+        a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root
+    )
+    folder = new_folder(a.output)
+    numbers = evaluate(energy, data)
+    print(json.dumps(numbers))
+    _write_metrics(folder, numbers)
+
+
+def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
+    """Reads class indices, class names, or `all`."""
+    names = energy.class_names or []
+    if text == "all":
+        return list(range(energy.n_classes or len(names)))
+    found = []
+    for word in (w.strip() for w in text.split(",")):
+        if word in names:
+            found.append(names.index(word))
+        elif word.isdigit():
+            found.append(int(word))
+        else:
+            near = ", ".join(get_close_matches(word, names, 3))
+            hint = f" Near it: {near}." if near else " Give its index."
+            raise UsageError(f"no class is named {word!r}.{hint}")
+    return found
+
+
+def _quickstart_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser, "mnist5k")
+    parser.add_argument("--output", default="runs/quickstart", help="Folder of the run.")
+    parser.add_argument("--n", type=PositiveInt, default=100, help="Samples of each class.")
+    parser.add_argument("--judge_epochs", type=PositiveInt, default=8, help="Training of the judge.")
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("classifier", help="Any name of timm.")
+    parser.add_argument("--size", type=PositiveInt | None, help="Image size; its own by default.")
+    parser.add_argument("--pretrained", type=bool, default=True, help="Load its weights.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+
+
+def _convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("classifier", help="Any name of timm.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+    parser.add_argument("--gauge", type=Gauge, default="raw", help="Common shift of the logits.")
+    parser.add_argument("--gain", type=PositiveFloat, default=1.0, help="Gain on the logits.")
+
+
+def _finetune_arguments(parser: ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--output", required=True, help="Folder of the run.")
+
+
+def _sample_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help="A saved energy, or any name of timm.")
+    parser.add_argument("--classes", required=True, help="Indices or names, or all: 3,7")
+    parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")
+    parser.add_argument("--steps", type=PositiveInt | None, help="Langevin steps.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", help="A saved energy, or any name of timm.")
+    parser.add_argument("--data", required=True, help="mnist5k, digits8x8, folder, or timm's.")
+    parser.add_argument("--root", type=str | None, help="Folder of the data.")
+    parser.add_argument("--split", default="test", help="Part of the data.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+
+
+def _recipe_arguments(parser: ArgumentParser, default: str | None = None) -> None:
+    files = [str(find_recipe(default))] if default else None
+    parser.default_config_files = files or []
+    parser.add_argument("--config", action="config", help="A recipe: a file or a shipped name.")
+    parser.add_class_arguments(Recipe)
+
+
+COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
+    "quickstart": (_quickstart_arguments, _quickstart),
+    "doctor": (_doctor_arguments, _doctor),
+    "convert": (_convert_arguments, _convert),
+    "finetune": (_finetune_arguments, _finetune),
+    "sample": (_sample_arguments, _sample),
+    "evaluate": (_evaluate_arguments, _evaluate),
+}

@@ -1,0 +1,202 @@
+r"""How the energy is learned: observed against synthesized.
+
+.. math::
+    \frac{\partial}{\partial \theta} \frac{1}{n} \sum_i \log p_{y_i}(x_i)
+    = \frac{\gamma}{n} \sum_i \partial_\theta f_{y_i}(x_i)
+    - \gamma \, E_{p_y} [ \partial_\theta f_y(\tilde x) ]
+
+(Xie et al., 2016). The expectation is estimated on synthesized images, chains of the present
+model; nothing is differentiated through the chain. The losses below are functions of the scores
+F / gain on both sides and are to be minimised; they own nothing. :class:`Contrastive` draws the
+chains for one and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
+"""
+
+__all__ = ["Contrastive", "Objective", "Terms", "likelihood", "logistic", "trim"]
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .chains import ChainStore
+from .energy import ClassifierEnergy
+from .langevin import Langevin
+from .noise import normal
+
+
+def likelihood(observed: Tensor, synthesized: Tensor) -> Tensor:
+    """Returns the loss whose gradient is minus that of the log-likelihood, over the gain.
+
+    Arguments:
+        observed: The scores of observed images, with shape (N).
+        synthesized: The scores of synthesized images, with shape (M).
+    """
+    return synthesized.mean() - observed.mean()
+
+
+def logistic(observed: Tensor, synthesized: Tensor) -> Tensor:
+    r"""Returns the logistic loss of telling observed from synthesized by the score.
+
+    Its gradient is that of :func:`likelihood` with weights :math:`1 - \sigma(f)` on observed and
+    :math:`\sigma(f)` on synthesized images, so that neither side can run away (Yin et al., 2020,
+    Learning Energy-Based Models With Adversarial Training, https://arxiv.org/abs/2012.06568).
+
+    Arguments:
+        observed: The scores of observed images, with shape (N).
+        synthesized: The scores of synthesized images, with shape (M).
+    """
+    return functional.softplus(-observed).mean() + functional.softplus(synthesized).mean()
+
+
+def trim(synthesized: Tensor, fraction: float) -> Tensor:
+    """Leaves out the synthesized images of the lowest scores: chains that got lost.
+
+    Arguments:
+        synthesized: The scores, with shape (M).
+        fraction: The fraction left out, rounded down to whole images.
+    """
+    lost = int(fraction * len(synthesized))
+    return synthesized.topk(len(synthesized) - lost, sorted=False).values if lost else synthesized
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Settings of the contrastive loss.
+
+    Arguments:
+        kind: Which loss, `likelihood` or `logistic`.
+        trim: Fraction of synthesized images left out, those of the lowest scores.
+        square: Weight of the mean squared score on both sides, which keeps scores bounded.
+        data_noise: Standard deviation of the noise on observed images, in pixels.
+        cross_entropy: Weight of the cross-entropy on clean images.
+        label_smoothing: Label smoothing of the cross-entropy.
+    """
+
+    kind: Literal["likelihood", "logistic"] = "likelihood"
+    trim: float = 0.0
+    square: float = 0.0
+    data_noise: float = 0.015
+    cross_entropy: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        kinds = get_args(Objective.__annotations__["kind"])
+        if self.kind not in kinds:
+            raise ValueError(f"Objective: `kind` is {kinds}, got {self.kind!r}.")
+        if not 0 <= self.trim < 1:
+            raise ValueError(f"Objective: `trim` is a fraction below 1, got {self.trim}.")
+        for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"Objective: `{name}` must be 0 or more.")
+
+    def __call__(self, observed: Tensor, synthesized: Tensor) -> Tensor:
+        """Returns the contrastive loss of scores with shapes (N) and (M)."""
+        contrast = likelihood if self.kind == "likelihood" else logistic
+        loss = contrast(observed, trim(synthesized, self.trim))
+        if self.square:
+            loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
+        return loss
+
+
+class Terms(NamedTuple):
+    """The parts of one update.
+
+    Arguments:
+        contrast: The contrastive loss.
+        cross_entropy: The cross-entropy on the clean images, 0 without any.
+        observed: The scores of the observed images, detached, with shape (N).
+        synthesized: The scores of the synthesized images, detached, with shape (N).
+        hits: The fraction of clean images classified right.
+    """
+
+    contrast: Tensor
+    cross_entropy: Tensor
+    observed: Tensor
+    synthesized: Tensor
+    hits: Tensor
+
+
+class Contrastive(nn.Module):
+    """Creates the drop-in: a loss that makes a classifier generate, for any training loop.
+
+    Arguments:
+        energy: The energy; its classifier is the one being trained.
+        sampler: The Langevin sampler of the synthesized images.
+        chains: The persistent chains.
+        objective: The loss.
+        generator: The generator of all its noise.
+    """
+
+    def __init__(
+        self,
+        energy: ClassifierEnergy,
+        sampler: Langevin,
+        chains: ChainStore,
+        objective: Objective | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.energy = energy
+        self.sampler = sampler
+        self.chains = chains
+        self.objective = objective or Objective()
+        self.generator = generator or torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the contrastive loss of a batch; moves and keeps the chains of its classes.
+
+        Arguments:
+            x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
+            y: Their class indices, with shape (B).
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If a shape is wrong or a class does not exist.
+        """
+        self.energy.space.check(x)
+        self.energy.check_classes(y, len(x))
+        return self.terms(x, y, self.synthesize(y)).contrast
+
+    def synthesize(self, y: Tensor) -> Tensor:
+        """Moves one chain of each class index in y; returns their pixels, (B, C, H, W)."""
+        draw = self.chains.draw(y, generator=self.generator)
+        u, _ = self.sampler(self.energy, draw.u, y, generator=self.generator)
+        self.chains.write(draw, u)
+        return self.energy.reference.decode(u)
+
+    def terms(
+        self,
+        x: Tensor,
+        y: Tensor,
+        synthesized: Tensor,
+        clean: tuple[Tensor, Tensor] | None = None,
+        *,
+        classify: nn.Module | None = None,
+    ) -> Terms:
+        """Returns the parts of the loss, from one forward of all images together.
+
+        Arguments:
+            x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
+            y: Their class indices, with shape (B).
+            synthesized: Synthesized images of the same classes, with the shape of x.
+            clean: Images and labels for the cross-entropy, augmented as you like.
+            classify: The network to differentiate, if it is a wrapper of the classifier (as
+                `DistributedDataParallel` is). `None` for the classifier itself.
+        """
+        n = len(x)
+        x = x + self.objective.data_noise * normal(x, self.generator)
+        images = torch.cat([x, synthesized, *([] if clean is None else clean[:1])])
+        logits = self.energy.classify(images, classify)
+        scores = self.energy.tilts(logits[: 2 * n]) / self.energy.gain
+        observed, synthetic = scores.gather(1, y.repeat(2)[:, None])[:, 0].split(n)
+        cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
+        if clean is not None:
+            rest, labels = logits[2 * n :], clean[1]
+            smoothing = self.objective.label_smoothing
+            cross_entropy = functional.cross_entropy(rest, labels, label_smoothing=smoothing)
+            hits = (rest.argmax(1) == labels).float().mean()
+        contrast = self.objective(observed, synthetic)
+        return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)

@@ -1,0 +1,144 @@
+r"""From a timm classifier to an energy.
+
+The classifier brings its own input space: channels, size, mean and standard deviation are read
+from its `pretrained_cfg`. What it does not bring, and what a softmax leaves open, is chosen here
+and recorded: the reference q, the gauge and the gain (see :mod:`ebm_from_clf.energy`).
+"""
+
+__all__ = ["class_names", "convert", "create_classifier", "space_of"]
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+
+from .doctor import examine
+from .energy import ClassifierEnergy, Gauge, Support
+from .errors import UsageError
+from .reference import Reference, SpectralNoise, WhiteNoise
+from .space import PixelSpace
+
+
+def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:  # noqa: ANN401
+    """Creates a timm classifier; the name is passed through untouched.
+
+    Arguments:
+        name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`.
+        pretrained: Whether its weights are loaded.
+        kwargs: Handed to `timm.create_model`, for example `num_classes`, `in_chans`, `img_size`.
+
+    Raises:
+        UsageError: If timm does not know the name or cannot load the weights.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except (RuntimeError, FileNotFoundError, ValueError, TypeError, OSError) as error:
+        known = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
+        hint = f" Near it: {', '.join(known)}." if known and "Unknown model" in str(error) else ""
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"classifier {name!r}: {reason}.{hint}") from error
+
+
+def space_of(classifier: nn.Module, size: int | tuple[int, int] | None = None) -> PixelSpace:
+    """Reads the input space of a classifier from its `pretrained_cfg`.
+
+    Arguments:
+        classifier: A timm classifier.
+        size: The size of an image, in pixels. `None` for the one in its config.
+
+    Raises:
+        UsageError: If it has no `pretrained_cfg`.
+    """
+    if not getattr(classifier, "pretrained_cfg", None):
+        raise UsageError(
+            f"convert: {type(classifier).__name__} has no `pretrained_cfg`, so its input is "
+            "unknown. Give space=PixelSpace(mean, std, size)."
+        )
+    config = resolve_data_config({}, model=classifier)
+    channels = _channels(classifier, config["input_size"][0])
+    mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
+    if size is None:
+        size = tuple(config["input_size"][1:])
+    return PixelSpace(mean, std, (size, size) if isinstance(size, int) else size)
+
+
+def convert(
+    classifier: nn.Module | str,
+    *,
+    reference: Reference | None = None,
+    space: PixelSpace | None = None,
+    size: int | tuple[int, int] | None = None,
+    gauge: Gauge = "raw",
+    gain: float = 1.0,
+    support: Support = "unbounded",
+    **kwargs: Any,  # noqa: ANN401
+) -> ClassifierEnergy:
+    """Converts a classifier to an energy; the classifier itself is not changed.
+
+    Arguments:
+        classifier: A classifier, or a name of timm.
+        reference: The reference q. `None` for a field with the spectrum and colours of
+            photographs if it takes 3 channels, for white noise otherwise, both around mid-gray
+            with a standard deviation of 0.25.
+        space: The map from pixels to its input. `None` to read it from its `pretrained_cfg`.
+        size: The size of an image, in pixels. `None` for the one in its config.
+        gauge: The common shift of the logits; see :class:`ClassifierEnergy`.
+        gain: The gain on the logits.
+        support: The images that the model lives on.
+        kwargs: Handed to `timm.create_model` with a name.
+
+    Returns:
+        The energy, on the device of the classifier.
+
+    Raises:
+        UsageError: If the classifier cannot be converted; the message says what to do.
+        ValueError: If an option is wrong; see :class:`ClassifierEnergy`.
+    """
+    name = classifier if isinstance(classifier, str) else type(classifier).__name__
+    if isinstance(classifier, str):
+        classifier = create_classifier(classifier, **kwargs)
+    elif kwargs:
+        raise TypeError(f"convert: {', '.join(kwargs)} can only be given with a name.")
+    device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
+    space = (space or space_of(classifier, size)).to(device)
+    diagnosis = examine(classifier, space, name=name, timing=False)
+    if not diagnosis.ok:
+        raise UsageError(diagnosis.refusal)
+    if reference is None:
+        mean = torch.full(space.shape, 0.5)
+        reference = SpectralNoise(mean) if len(mean) == 3 else WhiteNoise(mean)
+    energy = ClassifierEnergy(
+        classifier, reference, space, gauge=gauge, gain=gain, support=support
+    )
+    energy.reference.to(device)
+    energy.class_names = class_names(classifier)
+    return energy
+
+
+def class_names(classifier: nn.Module) -> list[str] | None:
+    """Returns the name of each class, if the classifier's config has one for each.
+
+    Arguments:
+        classifier: A timm classifier.
+    """
+    found = (getattr(classifier, "pretrained_cfg", None) or {}).get("label_names")
+    n = getattr(classifier, "num_classes", None)
+    return [str(name) for name in found] if isinstance(found, list | tuple) and len(found) == n else None
+
+
+def _channels(classifier: nn.Module, default: int) -> int:
+    """Returns the channels a classifier takes; its config keeps 3 when it was built for 1."""
+    first = next((m for m in classifier.modules() if isinstance(m, nn.Conv2d)), None)
+    found = getattr(classifier, "in_chans", None) or (first.in_channels if first else default)
+    return int(found)
+
+
+def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Returns one value per channel: as they are, or their mean for another number of them."""
+    same = len(values) == channels
+    return tuple(values) if same else (sum(values) / len(values),) * channels
+
+

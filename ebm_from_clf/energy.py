@@ -1,0 +1,284 @@
+r"""A classifier read as class-conditional energies over a Gaussian reference.
+
+.. math::
+    p_c(x) &= \exp(\gamma f_c(x)) \, q(x) / Z_c, \qquad x = \mu + A u \\
+    U(u, c) &= |u|^2 / 2 - F_c(u), \qquad F_c(u) = \gamma f_c(\mu + A u) \\
+    B(u) &= \nabla_u F_c = \gamma A^\top \nabla f_c, \qquad -\nabla_u U = B(u) - u
+
+with the classifier's logit :math:`f_c`, the gain :math:`\gamma` and the reference q. The
+classifier is an attribute: it is never edited, and every mode and flag that is touched here is
+put back, also after an error.
+"""
+
+__all__ = ["ClassifierEnergy", "evaluation_mode", "frozen"]
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .reference import Reference
+from .space import PixelSpace
+
+Gauge = Literal["raw", "log_softmax", "centered"]
+Support = Literal["unbounded", "reflect", "clamp"]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Puts every part of a module in evaluation mode, and back on exit.
+
+    Arguments:
+        module: The module.
+    """
+    training = [part for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield module
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Stops gradients to the parameters of a module in evaluation mode, and undoes it on exit.
+
+    Arguments:
+        module: The module.
+    """
+    live = [p for p in module.parameters() if p.requires_grad]
+    with evaluation_mode(module):
+        try:
+            for p in live:
+                p.requires_grad_(False)
+            yield module
+        finally:
+            for p in live:
+                p.requires_grad_(True)
+
+
+class ClassifierEnergy(nn.Module):
+    r"""Creates the energy :math:`U(u, c) = |u|^2 / 2 - \gamma f_c(\mu + A u)`.
+
+    A softmax fixes the logits up to a common shift :math:`g(x)`, which changes every
+    :math:`p_c` but not the classifier. The gauge says which shift is taken: `raw` logits;
+    `log_softmax`, for which q is the marginal of images; or `centered`, zero mean over classes.
+
+    References:
+        | A Theory of Generative ConvNet (Xie et al., 2016)
+        | https://arxiv.org/abs/1602.03264
+
+    Arguments:
+        classifier: The classifier, which gives logits with shape (B, K).
+        reference: The reference q.
+        space: The map from pixels to the classifier's input. `None` if the classifier takes
+            pixels in [0, 1].
+        gauge: The common shift of the logits.
+        gain: The gain :math:`\gamma` on the logits, applied before the gauge.
+        support: Whether the model lives on all images, or on the box [0, 1] with `reflect` or
+            `clamp` at its border. A clamped chain has no density: no likelihood then.
+
+    Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
+    how they move, and `class_names`. Fine-tuning sets them to what it used.
+
+    Raises:
+        ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
+            `reference` differ, or a box is asked for with a reference that mixes pixels.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        reference: Reference,
+        space: PixelSpace | None = None,
+        *,
+        gauge: Gauge = "raw",
+        gain: float = 1.0,
+        support: Support = "unbounded",
+    ) -> None:
+        super().__init__()
+        channels, height, width = reference.shape
+        if space is None:
+            space = PixelSpace([0.0] * channels, [1.0] * channels, (height, width))
+        if space.shape != reference.shape:
+            raise ValueError(
+                f"ClassifierEnergy: the classifier takes images {tuple(space.shape)}, the "
+                f"reference has {tuple(reference.shape)}. Build the reference for that shape."
+            )
+        if gauge not in get_args(Gauge):
+            raise ValueError(f"ClassifierEnergy: `gauge` is {get_args(Gauge)}, got {gauge!r}.")
+        if support not in get_args(Support):
+            raise ValueError(
+                f"ClassifierEnergy: `support` is {get_args(Support)}, got {support!r}."
+            )
+        if support != "unbounded" and not reference.is_diagonal:
+            raise ValueError(
+                f"ClassifierEnergy: support {support!r} needs a reference that acts on each "
+                f"pixel alone, got {type(reference).__name__}. Use WhiteNoise or a FittedGaussian "
+                "with covariance='pixel', or support='unbounded'."
+            )
+        if not (math.isfinite(gain) and gain > 0):
+            raise ValueError(f"ClassifierEnergy: `gain` must be positive, got {gain}.")
+        self.classifier = classifier
+        self.reference = reference
+        self.space = space
+        self.gauge: Gauge = gauge
+        self.gain = float(gain)
+        self.support: Support = support
+        self.start: nn.Module | None = None
+        self.sampler: Any = None
+        self.class_names: list[str] | None = None
+
+    @property
+    def n_classes(self) -> int | None:
+        """The number of classes, where the classifier states it."""
+        return getattr(self.classifier, "num_classes", None)
+
+    def forward(self, u: Tensor, y: Tensor) -> Tensor:
+        """Returns the energy U(u, y) in nats, with shape (B).
+
+        Arguments:
+            u: Whitened coordinates, with shape (B, C, H, W).
+            y: The class indices, with shape (B).
+        """
+        return u.flatten(1).square().sum(1) / 2 - self.tilt(u, y)
+
+    def tilt(self, u: Tensor, y: Tensor) -> Tensor:
+        r"""Returns :math:`F_y(u) = \gamma f_y(\mu + A u)` in the gauge, with shape (B)."""
+        # Full precision for the pixels; only the network follows the caller's autocast.
+        with torch.autocast(u.device.type, enabled=False):
+            x = self.reference.decode(u)
+        return self.tilts(self.classify(x)).gather(1, y[:, None])[:, 0]
+
+    def classify(self, x: Tensor, wrapper: nn.Module | None = None) -> Tensor:
+        """Returns the classifier's own logits f(x), with shape (B, K), without any check.
+
+        Arguments:
+            x: Pixels in [0, 1], with shape (B, C, H, W).
+            wrapper: What to call instead of the classifier, if something wraps it.
+        """
+        network = self.classifier if wrapper is None else wrapper
+        # Evaluation mode always: batch statistics would make U(u) depend on the other images.
+        with evaluation_mode(network):
+            return network(self.space(x)).to(x.dtype)
+
+    def tilts(self, logits: Tensor) -> Tensor:
+        """Returns the tilts F of all classes from logits: gain and gauge, with shape (B, K)."""
+        scores = self.gain * logits
+        if self.gauge == "log_softmax":
+            return scores.log_softmax(1)
+        if self.gauge == "centered":
+            return scores - scores.mean(1, keepdim=True)
+        return scores
+
+    def equivalent(self, temperature: float) -> dict[str, float | None]:
+        r"""Returns the T = 1 model that a chain at another temperature samples.
+
+        Of the scale of A, the gain and T only two are independent: :math:`\exp(-U/T)` is the
+        model with :math:`\sqrt{T} A` for A and :math:`\gamma / T` for the gain.
+
+        Arguments:
+            temperature: The temperature T. At 0 there is no such model, and the gain is `None`.
+        """
+        gain = self.gain / temperature if temperature else None
+        return {"gain": gain, "scale_factor": math.sqrt(temperature)}
+
+    def confine(self, u: Tensor) -> Tensor:
+        """Returns u with its pixels brought back into the support, with the same shape."""
+        if self.support == "unbounded":
+            return u
+        low = (0 - self.reference.mean) / self.reference.scale
+        width = 1 / self.reference.scale
+        if self.support == "clamp":
+            return u.clamp(low, low + width)
+        v = (u - low).remainder(2 * width)
+        return low + torch.minimum(v, 2 * width - v)
+
+    def energy(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""Returns :math:`U = |A^{-1}(x - \mu)|^2 / 2 - \gamma f_y(x)` in nats, with shape (B).
+
+        Arguments:
+            x: Pixels in [0, 1], with shape (B, C, H, W).
+            y: The class indices, with shape (B).
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If a shape is wrong or a class does not exist.
+        """
+        self.space.check(x)
+        self.check_classes(y, len(x))
+        return self(self.reference.encode(x), y)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the classifier's own logits f(x), with shape (B, K).
+
+        Arguments:
+            x: Pixels in [0, 1], with shape (B, C, H, W).
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If their shape is not that of the classifier.
+        """
+        self.space.check(x)
+        return self.classify(x)
+
+    def posterior(self, x: Tensor) -> Tensor:
+        """Returns the classifier's p(c | x) = softmax(f), with shape (B, K).
+
+        Gauge and gain leave it untouched. It is Bayes' rule of the classes' densities where
+        the gain is 1 and the priors are proportional to the constants Z_c.
+        """
+        return self.logits(x).softmax(1)
+
+    def free_energy(self, x: Tensor) -> Tensor:
+        r"""Returns :math:`|u|^2 / 2 - \log \sum_c e^{F_c(u)}` in nats, with shape (B)."""
+        self.space.check(x)
+        u = self.reference.encode(x)
+        return u.flatten(1).square().sum(1) / 2 - self.tilts(self.classify(x)).logsumexp(1)
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""Returns the top-down reconstruction :math:`\mu + A B(u)` of images, in pixels.
+
+        On a linear piece of the network the model is Gaussian around this image; a minimum of
+        the energy inside a piece is its own reconstruction (Xie et al., 2016).
+
+        Arguments:
+            x: Pixels in [0, 1], with shape (B, C, H, W).
+            y: The class indices, with shape (B).
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If a shape is wrong or a class does not exist.
+        """
+        self.space.check(x)
+        self.check_classes(y, len(x))
+        with torch.inference_mode(False), torch.enable_grad(), frozen(self):
+            u = self.reference.encode(x.detach().clone()).requires_grad_()
+            (gradient,) = torch.autograd.grad(self.tilt(u, y.clone()).sum(), u)
+        return self.reference.decode(gradient)
+
+    def check_classes(self, y: Tensor, n: int) -> None:
+        """Checks class indices at the door: a wrong one would kill a CUDA process.
+
+        Arguments:
+            y: The class indices.
+            n: The number of images.
+
+        Raises:
+            ValueError: If `y` is not one existing class index per image.
+        """
+        if y.shape != (n,) or y.is_floating_point() or y.dtype == torch.bool:
+            raise ValueError(
+                f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), got "
+                f"{y.dtype} of shape {tuple(y.shape)}. For every class at once, call `logits`."
+            )
+        if self.n_classes and n and not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
+            raise ValueError(
+                f"ClassifierEnergy: classes are 0 to {self.n_classes - 1}, got "
+                f"{int(y.min())} to {int(y.max())}."
+            )

@@ -1,0 +1,11 @@
+"""The two ways a job ends early, told apart by the exit status of the command line."""
+
+__all__ = ["Diverged", "UsageError"]
+
+
+class UsageError(ValueError):
+    """The input cannot be used; the message is one line and says what to do."""
+
+
+class Diverged(RuntimeError):
+    """The fine-tuning left the region where its numbers mean anything."""

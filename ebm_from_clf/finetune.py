@@ -1,0 +1,392 @@
+r"""Fine-tuning: the loop of Algorithm 1 of the paper, with persistent chains and a classifier kept.
+
+Each update draws a batch of observed images, moves one chain of each of their classes by a few
+Langevin steps with the parameters held, and descends
+
+.. math:: L_{contrast}(f(x), f(\tilde x)) + w \, CE(f(\mathrm{augment}(x')), y')
+
+with one forward of all images together. The weights that are kept are the exponential moving
+average of those that moved.
+"""
+
+__all__ = ["Finetuner", "Settings", "finetune"]
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .chains import ChainStore, Storage
+from .contrastive import Contrastive, Objective, Terms
+from .data import Augment, Batches, collate, gather
+from .energy import ClassifierEnergy
+from .errors import Diverged, UsageError
+from .langevin import Langevin
+from .pictures import grid
+from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
+
+StartKind = Literal["gaussian", "reference", "uniform", "data"]
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Settings of where chains begin.
+
+    Arguments:
+        kind: `gaussian` per class, `reference`, `uniform` noise, or `data`.
+        rank: Principal components of each class that the Gaussian keeps; 0 for mean and
+            standard deviation alone.
+        residual: Whether the Gaussian adds the remaining variance as pixel noise.
+        per_class: At most so many images of a class are used for the fit.
+    """
+
+    kind: StartKind = "gaussian"
+    rank: int = 32
+    residual: bool = False
+    per_class: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(StartKind):
+            raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
+
+    def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
+        """Creates the start, fitted to a data set where it needs one."""
+        if self.kind == "reference":
+            return ReferenceStart(energy.reference)
+        if self.kind == "uniform":
+            return UniformStart(energy.reference.shape)
+        x, y = gather(dataset, self.per_class)
+        if self.kind == "data":
+            return DataStart(x, y, n_classes)
+        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
+        return ClassGaussian.fit(x, y, n_classes, rank=max(rank, 0), residual=self.residual)
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """Settings of the persistent chains.
+
+    Arguments:
+        per_class: Number of chains of a class.
+        restart_rate: Probability that a drawn chain is begun anew.
+        storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
+    """
+
+    per_class: int = 100
+    restart_rate: float = 0.05
+    storage: Storage = "float32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a fine-tuning run.
+
+    Arguments:
+        updates: Number of updates.
+        batch_size: Observed images of an update, and as many synthesized ones.
+        clean_batch_size: Augmented images for the cross-entropy of an update.
+        optimizer: Name of an optimiser of timm.
+        learning_rate: Learning rate at its highest.
+        betas: Momentum of the gradient and of its square.
+        weight_decay: Weight decay.
+        schedule: Name of a schedule of timm.
+        warmup: Updates over which the learning rate rises.
+        clip_grad: Largest norm of the gradient, none if absent.
+        ema: Decay of the moving average of the weights that are kept.
+        sampler: How chains move in one update.
+        start: Where chains begin.
+        chains: How chains are remembered.
+        objective: What is minimised.
+        augment: How images for the cross-entropy are augmented.
+        precision: `bf16` runs the network, not the chain, in bfloat16.
+        max_score: Largest mean score, of either sign, before the run is stopped as diverged.
+        log_every: Updates between two lines of the log.
+        grid_every: Updates between two pictures of the chains, 0 for none.
+        seed: Seed of every random choice.
+    """
+
+    updates: int = 500
+    batch_size: int = 64
+    clean_batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: int = 20
+    clip_grad: float | None = None
+    ema: float = 0.995
+    sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
+    start: StartSettings = field(default_factory=StartSettings)
+    chains: ChainSettings = field(default_factory=ChainSettings)
+    objective: Objective = field(default_factory=Objective)
+    augment: Augment = field(default_factory=Augment)
+    precision: Literal["no", "bf16"] = "no"
+    max_score: float = 1e4
+    log_every: int = 10
+    grid_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Settings: `{name}` must be 1 or more.")
+        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
+            raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
+
+
+class Finetuner:
+    """Creates the loop's state: energy, optimiser, moving average, chains and generators.
+
+    Arguments:
+        energy: The energy; its classifier is trained in place.
+        dataset: Pairs of an image in [0, 1] and a class index.
+        settings: The settings.
+
+    Raises:
+        UsageError: If the data do not fit the classifier.
+    """
+
+    def __init__(
+        self, energy: ClassifierEnergy, dataset: Dataset, settings: Settings | None = None
+    ) -> None:
+        self.settings = settings = settings or Settings()
+        self.accelerator = Accelerator()
+        self.device = self.accelerator.device
+        self.dataset = dataset
+        n_classes = _check_data(energy, dataset)
+        seed = settings.seed * 1009 + self.accelerator.process_index
+        self.generator = torch.Generator().manual_seed(seed)
+        start = settings.start.build(energy, dataset, n_classes)
+        self.energy = energy.to(self.device)
+        self.start = start.to(self.device)
+        self.energy.start = self.start
+        # A fresh chain is as long as chains in the store are on average.
+        n_steps = round(settings.sampler.n_steps / max(settings.chains.restart_rate, 0.01))
+        self.energy.sampler = replace(settings.sampler, n_steps=n_steps)
+        self.chains = ChainStore(
+            energy.reference,
+            self.start,
+            n_classes,
+            per_class=settings.chains.per_class,
+            restart_rate=settings.chains.restart_rate,
+            storage=settings.chains.storage,
+            generator=self.generator,
+        )
+        self.gen = Contrastive(
+            energy, settings.sampler, self.chains, settings.objective, generator=self.generator
+        )
+        optimizer = create_optimizer_v2(
+            energy.classifier,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+        )
+        # Chains run through the classifier itself, the loss through what Accelerate made of it.
+        self.wrapped, self.optimizer = self.accelerator.prepare(energy.classifier, optimizer)
+        self.schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.schedule,
+            num_epochs=settings.updates,
+            warmup_epochs=min(settings.warmup, settings.updates // 2),
+            warmup_lr=settings.learning_rate / 100,
+            min_lr=settings.learning_rate / 50,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+        # With these numbers the decay begins near 0 and rises as n / (10 + n).
+        self.ema = ModelEmaV3(
+            energy.classifier,
+            decay=settings.ema,
+            use_warmup=True,
+            warmup_gamma=10.0,
+            warmup_power=1.0,
+        )
+        self.update = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yields observed images and labels, then clean ones, from where the run stands."""
+        seed = self.settings.seed + 7919 * self.accelerator.process_index
+        sizes = (self.settings.batch_size, self.settings.clean_batch_size)
+        loaders = [
+            DataLoader(
+                self.dataset,
+                batch_sampler=Batches(
+                    len(self.dataset),  # type: ignore[arg-type]
+                    max(size, 1),
+                    seed=seed + 31 * part,
+                    position=self.update,
+                ),
+                collate_fn=collate,
+            )
+            for part, size in enumerate(sizes)
+        ]
+        for (x, y), (clean, labels) in zip(*loaders, strict=True):
+            clean = self.settings.augment(clean, self.generator)
+            yield tuple(t.to(self.device) for t in (x, y, clean, labels))  # type: ignore[misc]
+
+    def step(self, x: Tensor, y: Tensor, clean: Tensor, labels: Tensor) -> Terms:
+        """Makes one update.
+
+        Arguments:
+            x: Observed images, with shape (B, C, H, W).
+            y: Their class indices, with shape (B).
+            clean: Augmented images for the cross-entropy, with shape (M, C, H, W).
+            labels: Their class indices, with shape (M).
+        """
+        weight = self.settings.objective.cross_entropy
+        pair = (clean, labels) if weight and self.settings.clean_batch_size else None
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            synthesized = self.gen.synthesize(y)
+            terms = self.gen.terms(x, y, synthesized, pair, classify=self.wrapped)
+        self.schedule.step_update(self.update)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(terms.contrast + weight * terms.cross_entropy)
+        if self.settings.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+        self.optimizer.step()
+        self.update += 1
+        self.ema.update(self.energy.classifier, self.update)
+        return terms
+
+    def run(
+        self,
+        output: Path | None = None,
+        *,
+        callback: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
+        """Runs to the end; the classifier then holds the averaged weights.
+
+        Arguments:
+            output: A folder for `metrics.jsonl` and pictures of the chains in `chains/`. `None` for neither.
+            callback: Called with each line of the log.
+
+        Raises:
+            Diverged: If scores or losses leave the region where they mean anything.
+        """
+        settings = self.settings
+        pending: list[Terms] = []
+        if output is not None:
+            (output / "chains").mkdir(parents=True, exist_ok=True)
+        for batch in self.batches():
+            begin = time.perf_counter()
+            pending.append(self.step(*batch))
+            self.seconds += time.perf_counter() - begin
+            last = self.update >= settings.updates
+            if self.update % settings.log_every == 0 or last:
+                line = self._log(pending)
+                pending = []
+                if output is not None and self.accelerator.is_main_process:
+                    with (output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                if callback is not None:
+                    callback(line)
+            if output is not None and settings.grid_every and (
+                self.update % settings.grid_every == 0 or last
+            ):
+                self.picture().save(output / "chains" / f"{self.update:06d}.png")
+            if last:
+                break
+        self.energy.classifier.load_state_dict(self.ema.module.state_dict())
+
+    def picture(self) -> Image.Image:
+        """Returns a grid of the chains in the store, one row per class, at most ten of each."""
+        n = min(8, self.chains.per_class)
+        return grid(self.chains.pixels(range(min(10, self.chains.n_classes)), n), columns=n)
+
+    def _log(self, pending: list[Terms]) -> dict[str, float]:
+        """Brings the numbers of some updates to the host, once, and looks for divergence."""
+        table = torch.stack(
+            [
+                torch.stack(
+                    [t.contrast, t.cross_entropy, t.observed.mean(), t.synthesized.mean(), t.hits]
+                ).detach()
+                for t in pending
+            ]
+        ).tolist()
+        contrast, entropy, observed, synthesized, hits = table[-1]
+        line = {
+            "update": self.update,
+            "seconds": round(self.seconds, 2),
+            "contrast": contrast,
+            "cross_entropy": entropy,
+            "observed": observed,
+            "synthesized": synthesized,
+            "gap": observed - synthesized,
+            "accuracy": sum(row[4] for row in table) / len(table),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+        worst = max(max(abs(v) for v in row) for row in table)
+        if not math.isfinite(worst) or worst > self.settings.max_score:
+            raise Diverged(
+                f"fine-tuning diverged at update {self.update}: scores observed {observed:.4g}, "
+                f"synthesized {synthesized:.4g}, cross-entropy {entropy:.4g}. Lower the learning "
+                "rate, take more Langevin steps, or match the stem to the image size."
+            )
+        self.history.append(line)
+        return line
+
+
+def finetune(
+    energy: ClassifierEnergy,
+    dataset: Dataset,
+    settings: Settings | None = None,
+    *,
+    output: Path | None = None,
+) -> ClassifierEnergy:
+    """Fine-tunes the classifier of an energy, in place, until its samples look like the data.
+
+    Arguments:
+        energy: The energy.
+        dataset: Pairs of an image in [0, 1] and a class index.
+        settings: The settings.
+        output: A folder for the log and pictures. `None` for neither.
+
+    Returns:
+        The energy, with its `start` and `sampler` set to those of the run.
+
+    Raises:
+        UsageError: If the data do not fit the classifier.
+        Diverged: If the run diverged.
+    """
+    Finetuner(energy, dataset, settings).run(output)
+    return energy
+
+
+def _check_data(energy: ClassifierEnergy, dataset: Dataset) -> int:
+    """Checks that images and labels fit the classifier; returns its number of classes."""
+    labels = getattr(dataset, "labels", None)
+    y = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if labels is None else labels)  # type: ignore[arg-type]
+    n_classes = energy.n_classes or int(y.max()) + 1
+    if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= n_classes:
+        raise UsageError(
+            f"the data have labels {int(y.min())} to {int(y.max())}, the classifier has "
+            f"{n_classes} classes. Give num_classes={int(y.max()) + 1}."
+        )
+    empty = (torch.bincount(y, minlength=n_classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UsageError(
+            f"no image of class {', '.join(map(str, empty[:8]))}; every class of the classifier "
+            "needs some. Add data, or give the classifier fewer classes."
+        )
+    try:
+        energy.space.check(dataset[0][0][None])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data: {error}") from error
+    return n_classes

@@ -1,0 +1,102 @@
+"""Output folders: nothing is overwritten, nothing is left half-written, no label becomes a path."""
+
+__all__ = ["new_folder", "publish", "slug", "write_json"]
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+
+def new_folder(path: str | Path) -> Path:
+    """Creates an output folder, with its parents; one that exists must be empty.
+
+    Arguments:
+        path: The folder.
+
+    Raises:
+        UsageError: If it holds something already, is a file, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                f"{path}: holds something already. Choose another --output, or remove it."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UsageError(
+            f"{path}: cannot be written ({reason}). Choose another --output."
+        ) from error
+    return path
+
+
+@contextmanager
+def publish(path: str | Path) -> Iterator[Path]:
+    """Gives a folder beside the one asked for, and renames it to that once it is complete.
+
+    Arguments:
+        path: The folder that appears when all went well, and not at all otherwise.
+
+    Raises:
+        UsageError: If the folder exists and is not empty, or cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists():
+        raise UsageError(
+            f"{path}: holds something already. Choose another --output, or remove it."
+        )
+    staging = new_folder(path.parent / f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                # Some writers create files only their owner can read, whatever the umask.
+                file.chmod(0o666 & ~_umask())
+                descriptor = os.open(file, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+        os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Writes JSON in one piece; NaN is refused, since other readers choke on it.
+
+    Arguments:
+        path: The file.
+        value: What to write.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def slug(label: str) -> str:
+    """Returns a label as a harmless part of a file name, at most 40 characters.
+
+    Arguments:
+        label: Any text, also an untrusted one.
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", label.split(",")[0].lower()).strip("-")
+    return plain[:40].strip("-") or "class"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

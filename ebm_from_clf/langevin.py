@@ -1,0 +1,178 @@
+r"""Unadjusted Langevin dynamics in whitened coordinates.
+
+.. math:: u' = u - \frac{e^2}{2} \nabla U(u, y) + e \sqrt{T} \, z, \qquad z \sim \mathcal{N}(0, I)
+
+With :math:`U = |u|^2/2 - F` and :math:`a = 1 - e^2/2` this is :math:`u' = a u + (1 - a) B + e
+\sqrt{T} z`. The step e has no unit: it is in standard deviations of the reference, whatever the
+reference is, and :math:`2 / e^2` steps forget the start. A chain at temperature T samples
+:math:`\exp(-U / T)`; T = 1 is the model itself. Where F is linear the stationary variance of the
+plain chain is :math:`T / (1 - e^2/4)`; the variance-corrected one scales the noise by
+:math:`\sqrt{1 - e^2/4}` and has exactly T.
+
+A sampler knows no classifier: it calls `energy(u, y)`, and `energy.confine(u)` if there is one.
+"""
+
+__all__ = ["Energy", "Langevin", "StepInfo", "Trace", "energy_and_score"]
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .energy import frozen
+from .noise import Randomness, normal
+
+Energy = Callable[[Tensor, Tensor], Tensor]
+
+
+class StepInfo(NamedTuple):
+    """What a step leaves behind, at the state before the step.
+
+    Arguments:
+        energy: The energy U, in nats, with shape (B).
+        score_norm: The norm of the score, the gradient of -U, with shape (B).
+    """
+
+    energy: Tensor
+    score_norm: Tensor
+
+
+class Trace(NamedTuple):
+    """What a chain leaves behind, one row per step, each at the state before the step.
+
+    Arguments:
+        energy: The energies U, in nats, with shape (n_steps, B).
+        score_norm: The norms of the score, with shape (n_steps, B).
+    """
+
+    energy: Tensor
+    score_norm: Tensor
+
+
+@dataclass(frozen=True)
+class Langevin:
+    r"""Settings of a Langevin sampler.
+
+    References:
+        | A Theory of Generative ConvNet (Xie et al., 2016), https://arxiv.org/abs/1602.03264
+        | Exponential convergence of Langevin distributions (Roberts and Tweedie, 1996)
+
+    Arguments:
+        n_steps: Number of steps.
+        step_size: Step e, in standard deviations of the reference; stable below 2.
+        temperature: Temperature T; 1 samples the model, 0 descends the energy.
+        variance_corrected: Whether the noise is scaled so that the variance is exact wherever
+            the scores are linear.
+        tilt_norm: If given, B is rescaled to this norm per square root of a dimension. A trust
+            region for classifiers that were never trained to generate; no density then.
+    """
+
+    n_steps: int = 20
+    step_size: float = 0.3
+    temperature: float = 1.0
+    variance_corrected: bool = False
+    tilt_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 0:
+            raise ValueError(f"Langevin: `n_steps` must be 0 or more, got {self.n_steps}.")
+        if not 0 < self.step_size < 2:
+            raise ValueError(
+                f"Langevin: `step_size` must be between 0 and 2, where the chain is stable, "
+                f"got {self.step_size}. It is in standard deviations of the reference."
+            )
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"Langevin: `temperature` must be 0 or more, got {self.temperature}."
+            )
+        if self.tilt_norm is not None and not self.tilt_norm > 0:
+            raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
+
+    @property
+    def noise_scale(self) -> float:
+        """The standard deviation of the noise of one step, in u."""
+        corrected = 1 - self.step_size**2 / 4 if self.variance_corrected else 1.0
+        return self.step_size * math.sqrt(self.temperature * corrected)
+
+    def step(
+        self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
+    ) -> tuple[Tensor, StepInfo]:
+        """Takes one step.
+
+        Arguments:
+            energy: The energy U(u, y), in nats, with shape (B).
+            u: The state, with shape (B, *).
+            y: The class indices, with shape (B).
+            generator: One generator, or one per chain.
+
+        Returns:
+            The next state, and the energy and score norm of this one.
+        """
+        value, score = energy_and_score(energy, u, y)
+        norm = score.flatten(1).norm(dim=1)
+        if self.tilt_norm is not None:
+            score = _rescale(score + u, self.tilt_norm) - u
+        u = u + self.step_size**2 / 2 * score
+        if self.noise_scale > 0:
+            u = u + self.noise_scale * normal(u, generator)
+        confine = getattr(energy, "confine", None)
+        return u if confine is None else confine(u), StepInfo(value, norm)
+
+    def __call__(
+        self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
+    ) -> tuple[Tensor, Trace]:
+        """Runs the chains; arguments as for :meth:`step`.
+
+        Parameters of the energy get no gradient and its parts are in evaluation mode while the
+        chains run. Works under `no_grad`, `inference_mode` and autocast.
+
+        Returns:
+            The last state, detached, and the trace.
+        """
+        infos: list[StepInfo] = []
+        with _sampling(energy):
+            u, y = u.detach().clone(), y.clone()
+            for _ in range(self.n_steps):
+                u, info = self.step(energy, u, y, generator=generator)
+                infos.append(info)
+        if not infos:
+            return u, Trace(u.new_empty(0, len(u)), u.new_empty(0, len(u)))
+        return u, Trace(*(torch.stack(column) for column in zip(*infos, strict=True)))
+
+
+def energy_and_score(energy: Energy, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the energies U(u, y), with shape (B), and the scores -dU/du, with the shape of u.
+
+    Arguments:
+        energy: The energy.
+        u: The state, with shape (B, *).
+        y: The class indices, with shape (B).
+    """
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        value = energy(u, y)
+        # The sum, not the mean: each chain has its own gradient, whatever the batch.
+        (gradient,) = torch.autograd.grad(value.sum(), u)
+    return value.detach(), -gradient
+
+
+@contextmanager
+def _sampling(energy: Energy) -> Iterator[None]:
+    # Tensors made in inference mode cannot be differentiated, even with gradients enabled.
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(energy, nn.Module):
+            with frozen(energy):
+                yield
+        else:
+            yield
+
+
+def _rescale(b: Tensor, norm: float) -> Tensor:
+    """Rescales each image of b to the norm given per square root of a dimension."""
+    flat = b.flatten(1)
+    size = norm * math.sqrt(flat.shape[1]) / flat.norm(dim=1).clamp_min(1e-30)
+    return b * size.view(-1, *[1] * (b.ndim - 1))

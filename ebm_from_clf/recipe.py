@@ -1,0 +1,236 @@
+"""A recipe: a YAML file whose keys are the fields of the objects themselves.
+
+It says all that a run needs: classifier, data, reference, energy, and the settings of the
+fine-tuning. Unknown keys and wrong types are refused by name. Every run writes the recipe it
+resolved to beside its weights.
+"""
+
+__all__ = ["Recipe", "check_yaml", "find_recipe"]
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Dataset
+
+from .convert import convert, create_classifier
+from .data import Images, gather, load_data
+from .energy import ClassifierEnergy, Gauge, Support
+from .errors import UsageError
+from .finetune import Settings
+from .reference import FittedGaussian, Reference, SpectralNoise, WhiteNoise
+from .space import PixelSpace
+
+ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
+LARGEST_YAML = 1_000_000
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Settings of the classifier.
+
+    Arguments:
+        name: Any name of timm, passed through untouched.
+        pretrained: Whether its weights are loaded.
+        size: Height and width of an image, in pixels; its own size if absent.
+        epochs: Passes over the data to train it first; 0 if it is trained already.
+        kwargs: Handed to `timm.create_model`, for example `num_classes`.
+    """
+
+    name: str
+    pretrained: bool = True
+    size: int | None = None
+    epochs: int = 0
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Settings of the data.
+
+    Arguments:
+        name: `mnist5k`, `digits8x8`, `folder`, or a data set of timm such as `torch/cifar10`.
+        root: Folder of the data, where it needs one.
+        download: Whether timm may download it.
+    """
+
+    name: str
+    root: str | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """Settings of the reference q.
+
+    Arguments:
+        kind: `white`, `spectral` (1/f), or `fitted` to the mean and variance of every pixel, or
+            `fitted_spectral` to the mean, the spectrum and the colours.
+        scale: Standard deviation of a pixel, for white and spectral.
+        alpha: Exponent of the power spectrum, for spectral.
+        floor: Least standard deviation of a pixel or frequency, for fitted ones.
+    """
+
+    kind: ReferenceKind = "fitted"
+    scale: float = 0.25
+    alpha: float = 2.0
+    floor: float = 0.05
+
+    def build(self, space: PixelSpace, dataset: Dataset) -> Reference:
+        """Creates the reference for images of a space, fitted to data where it needs them."""
+        if self.kind in ("white", "spectral"):
+            mean = torch.full(space.shape, 0.5)
+            if self.kind == "white":
+                return WhiteNoise(mean, self.scale)
+            return SpectralNoise(mean, self.scale, self.alpha)
+        covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"
+        return FittedGaussian.fit(gather(dataset)[0], covariance, self.floor)
+
+
+@dataclass(frozen=True)
+class EnergySettings:
+    """Settings of the energy.
+
+    Arguments:
+        gauge: Common shift of the logits, `raw`, `log_softmax` or `centered`.
+        gain: Gain on the logits.
+        support: `unbounded`, or the box [0, 1] with `reflect` or `clamp` at its border.
+    """
+
+    gauge: Gauge = "raw"
+    gain: float = 1.0
+    support: Support = "unbounded"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run needs.
+
+    Arguments:
+        classifier: The classifier.
+        data: The data.
+        reference: The reference q.
+        energy: The energy.
+        finetune: The fine-tuning.
+    """
+
+    classifier: ClassifierSettings
+    data: DataSettings
+    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    energy: EnergySettings = field(default_factory=EnergySettings)
+    finetune: Settings = field(default_factory=Settings)
+
+    def create(self) -> nn.Module:
+        """Creates the classifier.
+
+        Raises:
+            UsageError: If timm does not know it or cannot load its weights.
+        """
+        settings = self.classifier
+        return create_classifier(settings.name, pretrained=settings.pretrained, **settings.kwargs)
+
+    def load(self, split: str, space: PixelSpace) -> Dataset:
+        """Loads the data for a classifier's input space.
+
+        Arguments:
+            split: The part, `train` or `test`.
+            space: The input space.
+
+        Raises:
+            UsageError: If the data are missing or cannot be read.
+        """
+        return load_data(
+            self.data.name,
+            split,
+            size=space.size,
+            channels=space.shape[0],
+            root=self.data.root,
+            download=self.data.download,
+        )
+
+    def convert(
+        self, classifier: nn.Module, space: PixelSpace, dataset: Dataset
+    ) -> ClassifierEnergy:
+        """Converts the classifier with the reference and energy of this recipe.
+
+        Arguments:
+            classifier: The classifier.
+            space: Its input space.
+            dataset: The data that a fitted reference is fitted to.
+        """
+        energy = convert(
+            classifier,
+            reference=self.reference.build(space, dataset),
+            space=space,
+            gauge=self.energy.gauge,
+            gain=self.energy.gain,
+            support=self.energy.support,
+        )
+        energy.class_names = getattr(dataset, "class_names", None)
+        return energy
+
+
+def find_recipe(name: str) -> Path:
+    """Returns the file of a recipe: a path, or the bare name of one that is shipped.
+
+    Arguments:
+        name: A path, or a name such as `mnist5k`.
+
+    Raises:
+        UsageError: If there is no such file.
+    """
+    here = Path(__file__).parent
+    shipped = [here / "recipes", here.parent / "recipes"]
+    for path in (Path(name), *(folder / f"{name}.yaml" for folder in shipped)):
+        if path.is_file():
+            return path
+    known = sorted({p.stem for folder in shipped for p in folder.glob("*.yaml")})
+    raise UsageError(f"{name}: no such recipe. Give a file, or one of {', '.join(known)}.")
+
+
+def check_yaml(path: Path) -> None:
+    """Refuses what YAML can hold and a recipe must not: tags, aliases, duplicates, NaN.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        UsageError: If the file holds any of them, is too large or is no YAML.
+    """
+    if path.stat().st_size > LARGEST_YAML:
+        raise UsageError(f"{path}: {path.stat().st_size} bytes are no recipe.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UsageError(f"{path}: anchors and aliases are not allowed. Write it out.")
+            if getattr(event, "tag", None):
+                raise UsageError(f"{path}: the tag {event.tag} is not allowed. Remove it.")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).strip().replace("\n", " ")
+        raise UsageError(f"{path}: not valid YAML ({reason[:160]}).") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values; this is not one.")
+    _check_node(path, root)
+
+
+def _check_node(path: Path, node: yaml.Node) -> None:
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise UsageError(f"{path}: key {sorted(twice)[0]!r} is given twice. Remove one.")
+        for _, value in node.value:
+            _check_node(path, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_node(path, value)
+    elif node.tag == "tag:yaml.org,2002:float":
+        value = float(node.value.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        if not math.isfinite(value):
+            raise UsageError(f"{path}: {node.value} is not a finite number.")

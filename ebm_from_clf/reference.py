@@ -1,0 +1,341 @@
+r"""The reference class q, the most featureless distribution of images.
+
+Every reference is a Gaussian :math:`q = \mathcal{N}(\mu, A A^\top)` and is written as a map
+
+.. math:: x = \mu + A u, \qquad u \sim \mathcal{N}(0, I)
+
+from whitened coordinates :math:`u` to pixels :math:`x \in [0, 1]`. Its factor is
+
+.. math:: A = \mathrm{diag}(s) \; (L \otimes \mathcal{F}^{-1} a \mathcal{F})
+
+with a scale :math:`s` per pixel, a stationary filter with amplitude :math:`a(k) > 0` at the
+spatial frequency :math:`k`, and a Cholesky factor :math:`L` that mixes the channels. White
+noise, a 1/f field and a Gaussian fitted to a data set are the cases where some of the three are
+trivial. In :math:`u` the model has unit reference variance, whatever q is.
+"""
+
+__all__ = ["FittedGaussian", "Reference", "SpectralNoise", "WhiteNoise", "natural_color"]
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .noise import Randomness, normal
+
+# Correlation of the R, G and B values of a pixel in natural photographs, rounded. It is that of
+# the colour directions that feature-visualisation work decorrelates ImageNet pixels with
+# (Olah, Mordvintsev and Schubert, Feature Visualization, Distill 2017).
+NATURAL_COLOR = ((1.0, 0.91, 0.79), (0.91, 1.0, 0.91), (0.79, 0.91, 1.0))
+
+
+def natural_color() -> Tensor:
+    """Returns the correlation of colour channels in natural photographs, with shape (3, 3)."""
+    return torch.tensor(NATURAL_COLOR)
+
+
+class Reference(nn.Module):
+    r"""Creates a Gaussian :math:`q = \mathcal{N}(\mu, A A^\top)` over images.
+
+    Use one of :class:`WhiteNoise`, :class:`SpectralNoise` and :class:`FittedGaussian`.
+
+    Arguments:
+        mean: The mean image :math:`\mu`, pixels in [0, 1], with shape (C, H, W).
+        scale: The scale :math:`s`, in pixels per unit of u: a number, or a tensor that
+            broadcasts to (C, H, W).
+        amplitude: The amplitude :math:`a(k)` in the order of :func:`torch.fft.fft2`, symmetric
+            under k to -k, with shape (H, W). `None` for 1 everywhere.
+        color: The covariance :math:`L L^\top` of the channels, with shape (C, C). `None` for
+            independent channels.
+
+    Raises:
+        ValueError: If a shape is wrong, a scale or amplitude is not positive and finite, or
+            `color` is not positive definite.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        scale: Tensor | float,
+        amplitude: Tensor | None = None,
+        color: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if mean.ndim != 3 or not mean.isfinite().all():
+            raise ValueError(
+                f"{name}: `mean` must be a finite image of shape (C, H, W), "
+                f"got shape {tuple(mean.shape)}."
+            )
+        channels, height, width = mean.shape
+        s = torch.as_tensor(scale, dtype=torch.float64).expand(mean.shape)
+        log_abs_det = s.log().sum()
+        if amplitude is not None:
+            _check_shape(name, "amplitude", amplitude, (height, width))
+            log_abs_det = log_abs_det + channels * amplitude.double().log().sum()
+        if color is not None:
+            _check_shape(name, "color", color, (channels, channels))
+            lower, info = torch.linalg.cholesky_ex(color.double())
+            if info.item():
+                raise ValueError(f"{name}: `color` must be positive definite, it is not.")
+            log_abs_det = log_abs_det + height * width * lower.diagonal().log().sum()
+        if not log_abs_det.isfinite() or s.min() <= 0:
+            raise ValueError(f"{name}: `scale` and `amplitude` must be positive and finite.")
+        self.log_abs_det = float(log_abs_det)
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("scale", torch.as_tensor(scale).detach().clone().float())
+        # Real images: the half-plane that rfft2 returns holds all of the amplitude.
+        half = None if amplitude is None else amplitude[:, : width // 2 + 1].detach().float()
+        self.register_buffer("_half", half)
+        self.register_buffer("_lower", None if color is None else lower.to(mean.device).float())
+        self.register_buffer(
+            "_inverse", None if color is None else torch.linalg.inv(lower).to(mean.device).float()
+        )
+
+    mean: Tensor
+    scale: Tensor
+    _half: Tensor | None
+    _lower: Tensor | None
+    _inverse: Tensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (C, H, W) of an image."""
+        return self.mean.shape
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether A acts on every pixel alone, so that a box in pixels is a box in u."""
+        return self._half is None and self._lower is None
+
+    def factor(self, u: Tensor) -> Tensor:
+        r"""Returns :math:`A u`, with shape (\*, C, H, W)."""
+        if self._half is not None:
+            u = self._filter(u, self._half)
+        if self._lower is not None:
+            u = torch.einsum("cd,...dhw->...chw", self._lower, u)
+        return self.scale * u
+
+    def solve(self, v: Tensor) -> Tensor:
+        r"""Returns :math:`A^{-1} v`, with shape (\*, C, H, W)."""
+        v = v / self.scale
+        if self._inverse is not None:
+            v = torch.einsum("cd,...dhw->...chw", self._inverse, v)
+        if self._half is not None:
+            v = self._filter(v, 1 / self._half)
+        return v
+
+    def decode(self, u: Tensor) -> Tensor:
+        r"""Returns the pixels :math:`x = \mu + A u`, with shape (\*, C, H, W)."""
+        return self.mean + self.factor(u)
+
+    def encode(self, x: Tensor) -> Tensor:
+        r"""Returns the whitened coordinates :math:`u = A^{-1} (x - \mu)`."""
+        return self.solve(x - self.mean)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Returns :math:`\log q(x)` in nats per image, float64, with shape (B)."""
+        u = self.encode(x).double().flatten(1)
+        dim = u.shape[1]
+        return -u.square().sum(1) / 2 - dim / 2 * math.log(2 * math.pi) - self.log_abs_det
+
+    def sample(self, n: int, *, generator: Randomness) -> Tensor:
+        """Draws n images from q, with shape (n, C, H, W)."""
+        return self.decode(normal(self.mean.new_empty(n, *self.shape), generator))
+
+    @staticmethod
+    def _filter(u: Tensor, half: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(u) * half, s=u.shape[-2:])
+
+
+def _check_shape(who: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{who}: `{name}` must have shape {shape}, got {tuple(value.shape)}.")
+
+
+class WhiteNoise(Reference):
+    r"""Creates the white-noise reference :math:`q = \mathcal{N}(\mu, s^2 I)`.
+
+    The paper's reference: of all densities with this variance, the one of maximum entropy.
+
+    References:
+        | A Theory of Generative ConvNet (Xie et al., 2016)
+        | https://arxiv.org/abs/1602.03264
+
+    Arguments:
+        mean: The mean image :math:`\mu`, pixels in [0, 1], with shape (C, H, W).
+        scale: The standard deviation s, in pixels per unit of u.
+
+    Raises:
+        ValueError: If `scale` is not positive and finite.
+    """
+
+    def __init__(self, mean: Tensor, scale: Tensor | float = 0.25) -> None:
+        super().__init__(mean, scale)
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that create this reference again."""
+        return {"mean": self.mean, "scale": self.scale}
+
+
+class SpectralNoise(Reference):
+    r"""Creates a stationary field with a power spectrum :math:`1/f^\alpha`.
+
+    .. math:: a(k)^2 \propto (k_0^2 + |k|^2)^{-\alpha/2}, \qquad k_0 = 1 / \max(H, W)
+
+    with k in cycles per pixel, normalised to a mean power of 1, so that every pixel has the
+    covariance :math:`s^2 L L^\top`. Of all densities with this spectrum it has maximum entropy.
+    The field is periodic at the border. Photographs have :math:`\alpha \approx 2`.
+
+    References:
+        | Relations between the statistics of natural images and the response properties of
+        | cortical cells (Field, 1987), J. Opt. Soc. Am. A 4
+
+    Arguments:
+        mean: The mean image :math:`\mu`, pixels in [0, 1], with shape (C, H, W).
+        scale: The standard deviation s of a pixel.
+        alpha: The exponent of the power spectrum (twice that of the amplitude).
+        color: The correlation :math:`L L^\top` of the channels, with shape (C, C). `None` for
+            that of natural photographs if C is 3, for independent channels otherwise.
+
+    Raises:
+        ValueError: If `scale` is not positive or `color` not positive definite.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        scale: Tensor | float = 0.25,
+        alpha: Tensor | float = 2.0,
+        color: Tensor | None = None,
+    ) -> None:
+        if color is None and mean.shape[0] == 3:
+            color = natural_color()
+        super().__init__(mean, scale, power_law(mean.shape[-2:], float(alpha)), color)
+        self.register_buffer("alpha", torch.as_tensor(float(alpha)))
+        self.register_buffer("color", None if color is None else color.detach().clone().float())
+
+    alpha: Tensor
+    color: Tensor | None
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that create this reference again."""
+        found = {"mean": self.mean, "scale": self.scale, "alpha": self.alpha, "color": self.color}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def power_law(size: tuple[int, int] | torch.Size, alpha: float) -> Tensor:
+    r"""Returns the amplitude a(k) of a :math:`1/f^\alpha` field of unit variance.
+
+    Arguments:
+        size: The height and width (H, W), in pixels.
+        alpha: The exponent of the power spectrum.
+
+    Returns:
+        The amplitude in the order of :func:`torch.fft.fft2`, float64, with shape (H, W).
+    """
+    height, width = size
+    ky = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+    kx = torch.fft.fftfreq(width, dtype=torch.float64)[None, :]
+    power = (1 / max(height, width) ** 2 + ky.square() + kx.square()) ** (-alpha / 2)
+    return (power / power.mean()).sqrt()
+
+
+class FittedGaussian(Reference):
+    r"""Creates a Gaussian with the moments of a data set; see :meth:`fit`.
+
+    Arguments:
+        mean: The mean image :math:`\mu`, with shape (C, H, W).
+        scale: The scale s, a number or a tensor that broadcasts to (C, H, W).
+        amplitude: The amplitude a(k), with shape (H, W), or `None` for 1.
+        color: The covariance of the channels, with shape (C, C), or `None`.
+
+    Raises:
+        ValueError: As for :class:`Reference`.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        scale: Tensor | float,
+        amplitude: Tensor | None = None,
+        color: Tensor | None = None,
+    ) -> None:
+        super().__init__(mean, scale, amplitude, color)
+        self.register_buffer("amplitude", None if amplitude is None else amplitude.float())
+        self.register_buffer("color", None if color is None else color.float())
+
+    amplitude: Tensor | None
+    color: Tensor | None
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that create this reference again."""
+        found = {
+            "mean": self.mean,
+            "scale": self.scale,
+            "amplitude": self.amplitude,
+            "color": self.color,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    @classmethod
+    def fit(
+        cls,
+        images: Tensor | Iterable[Tensor],
+        covariance: Literal["pixel", "spectral"] = "pixel",
+        floor: float = 0.02,
+    ) -> "FittedGaussian":
+        r"""Fits q by maximum likelihood, which for a Gaussian is moment matching.
+
+        `pixel` matches the mean and the variance of every pixel. `spectral` matches the mean,
+        the covariance of the channels and the power at every frequency of the residual.
+
+        Arguments:
+            images: Images in [0, 1], with shape (N, C, H, W), or an iterable of such batches.
+            covariance: Which covariance to match.
+            floor: The least standard deviation, in pixels, of a pixel or of a frequency: a
+                pixel that is constant in the data would make A singular.
+
+        Raises:
+            ValueError: If there are fewer than two images, or `covariance` is unknown.
+        """
+        if covariance not in ("pixel", "spectral"):
+            raise ValueError(
+                f"FittedGaussian: `covariance` is 'pixel' or 'spectral', got {covariance!r}."
+            )
+        n = 0
+        total: Tensor | float = 0.0
+        square: Tensor | float = 0.0
+        for x in [images] if isinstance(images, Tensor) else images:
+            x = x.double()
+            n += len(x)
+            total = total + x.sum(0)
+            if covariance == "pixel":
+                square = square + x.square().sum(0)
+            else:
+                wave = torch.fft.fft2(x, norm="ortho")
+                square = square + torch.einsum("nchw,ndhw->cdhw", wave, wave.conj())
+        if n < 2 or not isinstance(total, Tensor) or not isinstance(square, Tensor):
+            raise ValueError(f"FittedGaussian: at least two images are needed, got {n}.")
+        mean = total / n
+        if covariance == "pixel":
+            return cls(mean, (square / n - mean.square()).clamp_min(floor**2).sqrt())
+        wave = torch.fft.fft2(mean, norm="ortho")
+        cross = square / n - torch.einsum("chw,dhw->cdhw", wave, wave.conj())
+        return cls(mean, 1.0, *_stationary(cross, floor))
+
+
+def _stationary(cross: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Splits a cross-spectrum, with shape (C, C, H, W), into an amplitude and a covariance."""
+    # Parseval: the mean of the cross-spectrum over frequencies is the covariance of a pixel.
+    color = cross.real.mean((2, 3))
+    color = color + floor**2 * torch.eye(len(color), dtype=color.dtype)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(color)).to(cross.dtype)
+    power = torch.einsum("ec,cdhw,ed->hw", whiten, cross, whiten).real / len(color)
+    power = power.clamp_min(floor**2 / color.diagonal().mean())
+    return (power / power.mean()).sqrt(), color

@@ -1,0 +1,161 @@
+"""A run: from a recipe to a folder with everything that belongs to it.
+
+The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
+`chains/`, the energy in `model/`, and `metrics.json`, written last.
+"""
+
+__all__ = ["Progress", "finetune_recipe", "peak_memory", "silent"]
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import Dataset
+
+from .checkpoint import save
+from .classify import train_classifier
+from .convert import space_of
+from .energy import ClassifierEnergy
+from .evaluate import accuracy
+from .finetune import Finetuner
+from .folders import new_folder, write_json
+from .recipe import Recipe
+from .space import PixelSpace
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+def silent(title: str, total: int) -> Callable[[int], None]:
+    """Shows no progress; see `Progress`: given a title and a total, returns what advances it.
+
+    Arguments:
+        title: What is going on.
+        total: How many steps it has.
+    """
+    return lambda n: None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves in memory.
+
+    Arguments:
+        energy: The fine-tuned energy.
+        train: The data it was tuned on.
+        test: The held-out data.
+        metrics: The numbers of `metrics.json`.
+        history: The lines of `metrics.jsonl`.
+    """
+
+    energy: ClassifierEnergy
+    train: Dataset
+    test: Dataset
+    metrics: dict[str, Any]
+    history: list[dict[str, float]]
+
+
+def finetune_recipe(recipe: Recipe, output: str | Path, progress: Progress = silent) -> Finished:
+    """Trains the classifier if the recipe says so, converts it, fine-tunes it and saves it.
+
+    Arguments:
+        recipe: The recipe.
+        output: The folder of the run; it must not exist, or be empty.
+        progress: Given a title and a total, returns what advances a progress bar.
+
+    Raises:
+        UsageError: If the folder is taken or something in the recipe cannot be used.
+        Diverged: If the fine-tuning diverged; the log stays, no model is written.
+    """
+    begin = time.perf_counter()
+    classifier, space = _classifier(recipe)
+    train, test = recipe.load("train", space), recipe.load("test", space)
+    names = getattr(train, "class_names", [])
+    folder = new_folder(output)
+    resolved = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+    (folder / "recipe.yaml").write_text(resolved, encoding="utf-8")
+    _train(recipe, classifier, space, train, progress)
+    energy = recipe.convert(classifier, space, train)
+    before = accuracy(energy, test)
+    trained = time.perf_counter()
+    tuner = Finetuner(energy, train, recipe.finetune)
+    advance = progress("fine-tune", recipe.finetune.updates)
+    every = recipe.finetune.log_every
+    tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
+    tuned = time.perf_counter()
+    energy.class_names = list(names) or None
+    save(energy, folder / "model")
+    metrics = {
+        "accuracy_before": before,
+        "accuracy_after": accuracy(energy, test),
+        "updates": tuner.update,
+        "diverged": False,
+        "equivalent": energy.equivalent(recipe.finetune.sampler.temperature),
+        "seconds_before_tuning": round(trained - begin, 1),
+        "seconds_tuning": round(tuned - trained, 1),
+    } | machine()
+    write_json(folder / "metrics.json", metrics)
+    return Finished(energy, train, test, metrics, tuner.history)
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the numbers were measured with."""
+    return {
+        "peak_memory_mb": peak_memory(),
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "timm": timm.__version__,
+        },
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def peak_memory() -> int:
+    """Returns the largest memory this process has held, in megabytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def _classifier(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
+    with torch.random.fork_rng(devices=[]):
+        # timm draws first weights from torch's global generator, the only way to seed them.
+        torch.random.manual_seed(recipe.finetune.seed)
+        classifier = recipe.create()
+    return classifier, space_of(classifier, recipe.classifier.size)
+
+
+def _train(
+    recipe: Recipe, classifier: nn.Module, space: PixelSpace, train: Dataset, progress: Progress
+) -> None:
+    epochs = recipe.classifier.epochs
+    if not epochs:
+        return
+    batch = min(128, len(train))  # type: ignore[arg-type]
+    train_classifier(
+        classifier,
+        space,
+        train,
+        epochs=epochs,
+        augment=recipe.finetune.augment,
+        batch_size=batch,
+        seed=recipe.finetune.seed,
+        progress=progress("train the classifier", epochs * (len(train) // batch)),  # type: ignore[arg-type]
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - tuples become lists, all else stays
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,96 @@
+r"""Pixels at the edge, the classifier's own input inside.
+
+.. math:: I = (x - m) / s, \qquad x \in [0, 1]
+
+The per-channel mean m and standard deviation s are those the classifier was trained with. They
+belong to the classifier, not to the caller: everywhere else in this package an image is a float
+tensor of pixels in [0, 1], with shape (B, C, H, W).
+"""
+
+__all__ = ["PixelSpace", "dequantize", "quantize"]
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .noise import Randomness, uniform
+
+
+class PixelSpace(nn.Module):
+    """Creates the map from pixels to the input of a classifier.
+
+    Arguments:
+        mean: The mean of each channel, in pixels.
+        std: The standard deviation of each channel, in pixels.
+        size: The height and width (H, W) of an image, in pixels.
+
+    Raises:
+        ValueError: If the lengths differ or a standard deviation is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not len(mean) or min(std) <= 0:
+            raise ValueError(
+                "PixelSpace: one mean and one positive std per channel are needed, "
+                f"got mean {tuple(mean)} and std {tuple(std)}."
+            )
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        self.size = (int(size[0]), int(size[1]))
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (C, H, W) of an image."""
+        return torch.Size((len(self.mean), *self.size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the classifier's input for pixels x, with shape (B, C, H, W)."""
+        return (x - self.mean) / self.std
+
+    def check(self, x: Tensor) -> None:
+        """Checks a batch of images at the door.
+
+        Arguments:
+            x: Images, with shape (B, C, H, W).
+
+        Raises:
+            TypeError: If the images are not floating point.
+            ValueError: If their shape is not that of this space.
+        """
+        if not x.is_floating_point():
+            raise TypeError(
+                f"images must be floats in [0, 1], got {x.dtype}. Divide 8-bit images by 255."
+            )
+        if x.ndim != 4 or x.shape[1:] != self.shape:
+            raise ValueError(
+                f"images must have shape (B, {', '.join(map(str, self.shape))}), "
+                f"got {tuple(x.shape)}. Resize them, or convert the classifier with `size=`."
+            )
+
+
+def quantize(x: Tensor) -> Tensor:
+    """Rounds pixels to 8 bits; pixels outside [0, 1] are clipped.
+
+    Arguments:
+        x: Pixels, of any shape.
+    """
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def dequantize(v: Tensor, generator: Randomness | None = None) -> Tensor:
+    """Returns 8-bit values as pixels in [0, 1].
+
+    Arguments:
+        v: 8-bit values, with shape (B, *).
+        generator: With a generator, uniform noise of one grey level is added, so that the
+            pixels have a density: (v + noise) / 256. Without, v / 255.
+    """
+    x = v.float()
+    return x / 255 if generator is None else (x + uniform(x, generator)) / 256
