@@ -8,10 +8,12 @@
 __all__ = ["load", "save"]
 
 import json
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
@@ -65,7 +67,8 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
     }
     with publish(place) as staging:
         save_for_hf(
-            classifier,
+            # safetensors takes contiguous tensors only; a classifier may be in channels_last.
+            deepcopy(classifier).to(memory_format=torch.contiguous_format),
             str(staging),
             model_config={"ebm": config} | _label_names(energy),
             model_args=dict(getattr(classifier, "_model_args", {})),

@@ -3,7 +3,7 @@
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 terminated.
 """
 
-__all__ = ["main"]
+__all__ = ["main", "read_recipe"]
 
 import dataclasses
 import json
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         name = parsed.subcommand
         arguments = parser.instantiate(parsed)[name]
         if "finetune" in arguments:
-            fields = {f.name: arguments[f.name] for f in dataclasses.fields(Recipe)}
-            arguments.recipe = Recipe(**fields)
+            arguments.recipe = _recipe(arguments)
         COMMANDS[name][1](arguments)
     except (UsageError, ValueError) as error:
         _stop(2, error)
@@ -281,6 +280,25 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--root", type=str | None, help="Folder of the data.")
     parser.add_argument("--split", default="test", help="Part of the data.")
     parser.add_argument("--output", required=True, help="Folder to write.")
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe.
+
+    Arguments:
+        path: The YAML file.
+
+    Raises:
+        UsageError: If it is missing or no recipe.
+    """
+    parser = _Parser(prog="ebm-from-clf")
+    _recipe_arguments(parser)
+    arguments = _named_recipe(["--config", str(path)])
+    return _recipe(parser.instantiate(parser.parse_args(arguments)))
+
+
+def _recipe(arguments: Namespace) -> Recipe:
+    return Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
 
 
 def _recipe_arguments(parser: ArgumentParser, default: str | None = None) -> None:

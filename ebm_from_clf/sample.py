@@ -113,10 +113,18 @@ def draw(
     seeds = (seed + torch.arange(n)).repeat(len(classes))
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
-    parts = [
-        _chain(energy, sampler, part.to(device), s, frames, progress)
-        for part, s in zip(y.split(size), seeds.split(size), strict=True)
-    ]
+    parts = []
+    done = 0
+    while done < len(y):
+        part = slice(done, done + size)
+        try:
+            parts.append(_chain(energy, sampler, y[part].to(device), seeds[part], frames, progress))
+            done += size
+        except torch.cuda.OutOfMemoryError:
+            # The images do not depend on the split, so smaller batches give the same ones.
+            if size == 1:
+                raise
+            size = max(1, size // 2)
     x = torch.cat([p[0] for p in parts])
     film = torch.cat([p[2] for p in parts], 1)
     outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)

@@ -1,0 +1,205 @@
+"""Persistent chains: their class, their slots, and the bias that restarts leave."""
+
+from collections import Counter
+
+import pytest
+import stats
+import torch
+import toys
+
+from ebm_from_clf import (
+    ChainStore,
+    ClassGaussian,
+    DataStart,
+    Langevin,
+    ReferenceStart,
+    UniformStart,
+    WhiteNoise,
+)
+from ebm_from_clf.noise import generators
+
+
+def store(n_classes=3, start=None, **options):
+    reference = toys.reference()
+    options = {"per_class": 20, "restart_rate": 0.0} | options
+    start = start or ReferenceStart(reference)
+    return ChainStore(reference, start, n_classes, generator=toys.seeded(), **options)
+
+
+def test_a_batch_holds_distinct_slots_of_its_classes():
+    chains, g = store(), toys.seeded(1)
+    y = torch.tensor([0] * 20 + [2] * 5 + [0] * 0 + [1])[torch.randperm(26, generator=g)]
+    draw = chains.draw(y, generator=g)
+    assert torch.equal(draw.y, y)
+    pairs = set(zip(draw.y.tolist(), draw.slot.tolist(), strict=True))
+    assert len(pairs) == 26
+
+
+def test_slots_are_drawn_evenly():
+    chains, g = store(), toys.seeded(2)
+    count = Counter()
+    for _ in range(2000):
+        count.update(chains.draw(torch.tensor([1, 1, 0]), generator=g).slot[:2].tolist())
+    # Two of twenty slots a draw: mean 200, variance 2000 * .1 * .9.
+    assert all(abs(n - 200) < 5 * 180**0.5 for n in count.values()) and len(count) == 20
+
+
+def test_chains_keep_their_class_and_their_slot():
+    """Every chain is pulled to its class's point; a chain of a wrong class would be seen."""
+    chains, g = store(), toys.seeded(3)
+    sampler = Langevin(n_steps=3, step_size=1.0, temperature=0.01, variance_corrected=True)
+
+    def energy(u, y):
+        return (u - 10 * y.view(-1, 1, 1, 1)).square().flatten(1).sum(1) / 2
+
+    for _ in range(60):
+        y = torch.randint(0, 3, (12,), generator=g)
+        draw = chains.draw(y, generator=g)
+        before = chains.state.clone()
+        u, _ = sampler(energy, draw.u, y, generator=g)
+        chains.write(draw, u)
+        touched = torch.zeros(3, 20, dtype=torch.bool)
+        touched[draw.y, draw.slot] = True
+        assert torch.equal(chains.state[~touched], before[~touched])
+    target = 10.0 * torch.arange(3)
+    moved = chains.age >= 5
+    means = chains.state.flatten(2).mean(2)
+    assert moved.sum() > 40
+    assert ((means - target[:, None]).abs() < 0.5)[moved].all()
+
+
+@pytest.mark.parametrize("storage, tolerance", [("float16", 2e-3), ("uint8", 0.03)])
+def test_storage_rounds_no_more_than_it_must(storage, tolerance):
+    reference = WhiteNoise(torch.full((1, 4, 4), 0.5), 0.2)
+    chains = ChainStore(
+        reference,
+        UniformStart((1, 4, 4)),
+        2,
+        per_class=4,
+        restart_rate=0.0,
+        storage=storage,
+        generator=toys.seeded(),
+    )
+    y = torch.tensor([0, 1])
+    u = reference.encode(torch.rand(2, 1, 4, 4, generator=toys.seeded(1)))
+    chains.write(chains.draw(y, generator=toys.seeded(2)), u)
+    draw = chains.draw(y, generator=toys.seeded(2))
+    assert not draw.fresh.any() and (draw.u - u).abs().max() < tolerance
+    assert chains.state.element_size() == (2 if storage == "float16" else 1)
+
+
+def test_first_draw_of_a_slot_begins_anew_only_once():
+    chains = store(per_class=1)
+    y = torch.arange(3)
+    assert chains.draw(y, generator=toys.seeded()).fresh.all()
+    draw = chains.draw(y, generator=toys.seeded())
+    chains.write(draw, draw.u)
+    assert not chains.draw(y, generator=toys.seeded()).fresh.any()
+
+
+@pytest.mark.parametrize("restart_rate", [0.05, 0.4])
+def test_restarts_leave_their_closed_form_bias(restart_rate):
+    """E u = m (1 - a^K) / (1 - (1 - r) a^K) for starts around 0 and a linear tilt m."""
+    energy, steps = toys.linear(), 4
+    sampler = Langevin(n_steps=steps, step_size=0.5)
+    n = 6000
+    chains = ChainStore(
+        energy.reference,
+        ReferenceStart(energy.reference),
+        1,
+        per_class=n,
+        restart_rate=restart_rate,
+        generator=toys.seeded(4),
+    )
+    y, g = torch.zeros(n).long(), toys.seeded(5)
+    for _ in range(12 + round(3 / restart_rate)):
+        draw = chains.draw(y, generator=g)
+        u, _ = sampler(energy, draw.u, y, generator=g)
+        chains.write(draw, u)
+    tilt = toys.linear_tilt(energy, y[:1])[0]
+    decay = (1 - 0.125) ** steps
+    bias = (1 - decay) / (1 - (1 - restart_rate) * decay)
+    # Project on the tilt: one number a chain, a mixture over ages, its own spread as error.
+    along = chains.state[0].flatten(1).double() @ tilt / tilt.square().sum()
+    stats.assert_mean(along, bias)
+    with pytest.raises(AssertionError):
+        stats.assert_mean(along, 1.0)
+
+
+def test_state_dict_holds_every_chain():
+    chains, other = store(), store()
+    y, g = torch.tensor([0, 1, 2]), toys.seeded(6)
+    draw = chains.draw(y, generator=g)
+    chains.write(draw, draw.u + 1)
+    other.load_state_dict(chains.state_dict())
+    assert torch.equal(other.state, chains.state) and torch.equal(other.age, chains.age)
+
+
+def test_bad_numbers_are_refused():
+    for options in ({"per_class": 0}, {"restart_rate": 1.5}, {"storage": "int4"}):
+        with pytest.raises(ValueError, match="ChainStore"):
+            store(**options)
+    with pytest.raises(ValueError, match="classes are 0 to 2"):
+        store().draw(torch.tensor([3]), generator=toys.seeded())
+    with pytest.raises(ValueError, match="per_class"):
+        store().draw(torch.zeros(21).long(), generator=toys.seeded())
+
+
+IMAGES = torch.rand(90, 1, 4, 4, generator=toys.seeded(7))
+LABELS = torch.arange(90) % 3
+
+
+def test_class_gaussian_has_the_moments_of_its_class():
+    """Rank and residual together keep the mean and the variance of every pixel."""
+    start = ClassGaussian.fit(0.25 + IMAGES / 2, LABELS, 3, rank=5)
+    components, residual = start.components[1].flatten(1), start.residual[1].flatten()
+    variance = components.square().sum(0) + residual.square()
+    expected = (0.25 + IMAGES[LABELS == 1] / 2).var(0).flatten()
+    assert (variance - expected).abs().max() < 1e-6
+    x = start(torch.ones(40_000).long(), generator=toys.seeded(8))
+    # Clipping to [0, 1] cuts beyond 3 standard deviations here and moves the mean by < 1e-3.
+    assert (x.mean(0) - start.mean[1]).abs().max() < 5 * 0.15 / 200 + 1e-3
+    low = ClassGaussian.fit(IMAGES, LABELS, 3, rank=5, residual=False)
+    assert low.residual.abs().max() == 0
+
+
+def test_class_gaussian_keeps_the_covariance_in_its_components():
+    x = 0.25 + IMAGES / 2
+    start = ClassGaussian.fit(x, LABELS, 3, rank=16)
+    c = start.components[0].flatten(1)
+    centered = (x - x[LABELS == 0].mean(0)).flatten(1)[LABELS == 0]
+    assert (c.T @ c - centered.T @ centered / 29).abs().max() < 1e-5
+
+
+def test_data_start_draws_data_of_the_class():
+    start = DataStart(IMAGES, LABELS, 3)
+    y = torch.tensor([2, 0, 1, 2])
+    x = start(y, generator=toys.seeded())
+    for image, c in zip(x, y, strict=True):
+        assert any(torch.equal(image, other) for other in IMAGES[LABELS == c])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ReferenceStart(toys.reference()),
+        UniformStart((1, 4, 4)),
+        DataStart(IMAGES, LABELS, 3),
+        ClassGaussian.fit(IMAGES, LABELS, 3, rank=4),
+    ],
+)
+def test_starts_do_not_depend_on_the_batch(start):
+    y = torch.tensor([0, 1, 2, 1])
+    whole = start(y, generator=generators(range(4)))
+    parts = [start(y[i : i + 1], generator=generators([i])) for i in range(4)]
+    assert (whole - torch.cat(parts)).abs().max() < 1e-6
+    assert not torch.equal(whole[1], whole[3])
+
+
+def test_labels_are_checked():
+    with pytest.raises(ValueError, match="no image of class 3"):
+        DataStart(IMAGES, LABELS, 4)
+    with pytest.raises(ValueError, match="labels must be 0 to 1"):
+        ClassGaussian.fit(IMAGES, LABELS, 2)
+    with pytest.raises(ValueError, match="lower rank"):
+        ClassGaussian.fit(IMAGES, LABELS, 3, rank=30)

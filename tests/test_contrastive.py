@@ -1,0 +1,183 @@
+"""The losses against their formulas, and the drop-in in a plain loop."""
+
+import pytest
+import stats
+import torch
+import toys
+from torch import nn
+from torch.nn import functional
+
+from ebm_from_clf import ChainStore, Contrastive, Langevin, Objective, ReferenceStart
+from ebm_from_clf.contrastive import likelihood, logistic, trim
+
+F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
+F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)
+
+
+def gradients(loss):
+    return torch.autograd.grad(loss, (F_OBS, F_SYN))
+
+
+def test_likelihood_descends_observed_minus_synthesized():
+    obs, syn = gradients(likelihood(F_OBS, F_SYN))
+    assert torch.allclose(obs, torch.full((3,), -1 / 3))
+    assert torch.allclose(syn, torch.full((4,), 1 / 4))
+
+
+def test_logistic_weights_are_one_minus_sigmoid_and_sigmoid():
+    obs, syn = gradients(logistic(F_OBS, F_SYN))
+    assert torch.allclose(obs, -(1 - F_OBS.sigmoid()) / 3)
+    assert torch.allclose(syn, F_SYN.sigmoid() / 4)
+
+
+def test_square_adds_the_scores():
+    obs, syn = gradients(Objective(square=0.1)(F_OBS, F_SYN))
+    assert torch.allclose(obs, -1 / 3 + 0.2 * F_OBS / 3)
+    assert torch.allclose(syn, 1 / 4 + 0.2 * F_SYN / 4)
+
+
+def test_trim_leaves_out_the_lowest():
+    assert trim(F_SYN, 0.5).sort().values.tolist() == pytest.approx([0.7, 40.0])
+    assert torch.equal(trim(F_SYN, 0.2), F_SYN)
+    _, syn = gradients(Objective(trim=0.25)(F_OBS, F_SYN))
+    assert torch.allclose(syn, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize("options", [{"kind": "hinge"}, {"trim": 1.0}, {"square": -1.0}])
+def test_bad_objectives_are_refused(options):
+    with pytest.raises(ValueError, match="Objective"):
+        Objective(**options)
+
+
+def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, **options):
+    chains = ChainStore(
+        energy.reference,
+        ReferenceStart(energy.reference),
+        3,
+        per_class=per_class,
+        restart_rate=restart_rate,
+        generator=toys.seeded(),
+    )
+    sampler = Langevin(n_steps=n_steps, step_size=0.5)
+    return Contrastive(
+        energy, sampler, chains, Objective(**options), generator=toys.seeded(1)
+    )
+
+
+X = torch.rand(6, *toys.SHAPE, generator=toys.seeded(2))
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def test_gradient_of_the_drop_in_is_the_formula():
+    """With a linear classifier: mean synthesized minus mean observed input, per class."""
+    energy = toys.linear()
+    gen = drop_in(energy, data_noise=0.0)
+    gen(X, Y).backward()
+    synthesized = energy.reference.decode(gen.chains.state[gen.chains.age == 1])
+    labels = (gen.chains.age == 1).nonzero()[:, 0]
+    for c in range(3):
+        expected = energy.space(synthesized[labels == c]).flatten(1).sum(0)
+        expected = (expected - energy.space(X[Y == c]).flatten(1).sum(0)) / 6
+        assert (energy.classifier.weight.grad[c] - expected).abs().max() < 1e-5
+
+
+def test_class_bias_gets_no_likelihood_gradient():
+    energy = toys.linear()
+    drop_in(energy)(X, Y).backward()
+    assert energy.classifier.bias.grad.abs().max() < 1e-6
+
+
+def test_nothing_is_differentiated_through_the_chain():
+    energy = toys.smooth()
+    gen = drop_in(energy)
+    synthesized = gen.synthesize(Y)
+    assert not synthesized.requires_grad
+    terms = gen.terms(X, Y, synthesized, (X, Y))
+    assert not terms.observed.requires_grad
+    expected = functional.cross_entropy(energy.logits(X), Y)
+    assert terms.cross_entropy.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_one_forward_serves_all_images():
+    energy = toys.smooth()
+    gen = drop_in(energy)
+    synthesized = gen.synthesize(Y)
+    sizes = []
+    energy.classifier.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
+    gen.terms(X, Y, synthesized, (X[:4], Y[:4]))
+    assert sizes == [16]
+
+
+def test_learning_stops_at_the_mean_of_the_data():
+    """At w* = Sigma^-1 (mean data - mu) / gamma the expected gradient is zero, nowhere else."""
+    energy = toys.linear(gain=1.5)
+    a = toys.dense(energy.reference)
+    std = energy.space.std.double()
+    mu = energy.reference.mean.double().flatten()
+    n = 3000
+    data = 0.5 + 0.1 * torch.randn(n, *toys.SHAPE, generator=toys.seeded(3))
+    y = torch.arange(n) % 3
+    star = torch.stack(
+        [
+            torch.linalg.solve(a @ a.T, data[y == c].double().flatten(1).mean(0) - mu)
+            for c in range(3)
+        ]
+    )
+    weight = ((star / energy.gain).view(-1, *toys.SHAPE) * std).flatten(1).float()
+    for factor, holds in ((1.0, True), (0.8, False)):
+        with torch.no_grad():
+            energy.classifier.weight.copy_(factor * weight)
+        gen = drop_in(energy, n_steps=60, per_class=n // 3, restart_rate=1.0, data_noise=0.0)
+        synthesized = gen.synthesize(y)
+        for c in range(3):
+            x = energy.space(synthesized[y == c]).flatten(1).double()
+            gap = x.mean(0) - energy.space(data[y == c]).flatten(1).double().mean(0)
+            z = gap / (x.var(0) / len(x)).sqrt()
+            assert (z.abs().max() < 5) == holds
+
+
+def test_plain_loop_learns_the_fixed_point():
+    """The drop-in with plain SGD ends at w*, within the noise of its last average."""
+    energy = toys.linear(gain=1.0)
+    torch.nn.init.zeros_(energy.classifier.weight)
+    data = energy.reference.decode(
+        0.5 + 0.5 * torch.randn(600, *toys.SHAPE, generator=toys.seeded(4))
+    )
+    y = torch.arange(600) % 3
+    gen = drop_in(energy, n_steps=10, per_class=200, restart_rate=0.0, data_noise=0.0)
+    mean = torch.stack([energy.reference.encode(data[y == c]).mean(0) for c in range(3)])
+    optimizer = torch.optim.SGD(energy.classifier.parameters(), lr=1.0)
+    tilts = []
+    for update in range(120):
+        optimizer.zero_grad()
+        gen(data, y).backward()
+        optimizer.step()
+        if update >= 60:
+            tilts.append(toys.linear_tilt(energy, torch.arange(3)))
+    found = torch.stack(tilts).mean(0)
+    # A tilt is known to about 1 / sqrt(200 chains) per update, 60 correlated updates averaged.
+    assert (found - mean.flatten(1)).abs().max() < 5 / 200**0.5
+    assert (found - mean.flatten(1)).square().mean().sqrt() < 1 / 200**0.5
+
+
+def test_drop_in_adds_to_a_plain_loop():
+    energy = toys.smooth()
+    gen = drop_in(energy)
+    parameters = list(energy.classifier.parameters())
+    optimizer = torch.optim.Adam(parameters, 1e-2)
+    before = [p.clone() for p in parameters]
+    energy.classifier.train()
+    loss = functional.cross_entropy(energy.classifier(energy.space(X)), Y) + gen(X, Y)
+    loss.backward()
+    optimizer.step()
+    assert all(not torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+    assert energy.classifier.training and isinstance(gen, nn.Module)
+    with pytest.raises(ValueError, match="classes are 0 to 2"):
+        gen(X, Y + 1)
+
+
+def test_moments_helper_catches_a_shift():
+    u = torch.randn(10_000, 3, generator=toys.seeded(5))
+    stats.assert_moments(u, torch.zeros(3), torch.ones(3))
+    for mutant in (u + 0.08, 1.05 * u):
+        assert stats.worst_moment(mutant, torch.zeros(3), torch.ones(3)) > 5

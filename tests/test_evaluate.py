@@ -1,0 +1,59 @@
+"""Scores against closed forms."""
+
+import math
+
+import pytest
+import torch
+import toys
+
+from ebm_from_clf.data import Images
+from ebm_from_clf.evaluate import accuracy, calibration_error, diversity, evaluate, frechet
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero():
+    a = torch.randn(200, 6, generator=toys.seeded())
+    assert abs(frechet(a, a)) < 1e-9
+
+
+def test_frechet_distance_of_gaussians_is_the_formula():
+    g = toys.seeded(1)
+    n, d = 20_000, 4
+    scale = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    a = torch.randn(n, d, generator=g)
+    b = 0.7 + scale * torch.randn(n, d, generator=g)
+    expected = float(d * 0.7**2 + (scale - 1).square().sum())
+    # The error of a mean or deviation is about 1 / sqrt(n) each; the sum is dominated by them.
+    assert frechet(a, b) == pytest.approx(expected, abs=5 * 4 / math.sqrt(n) * 3)
+    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-9)
+
+
+def test_frechet_distance_sees_correlation():
+    g = toys.seeded(2)
+    a = torch.randn(20_000, 2, generator=g)
+    root = torch.linalg.cholesky(torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+    b = torch.randn(20_000, 2, generator=g) @ root.T
+    # Eigenvalues of the second covariance: 1.9 and 0.1.
+    expected = (1.9**0.5 - 1) ** 2 + (1 - 0.1**0.5) ** 2
+    assert frechet(a, b) == pytest.approx(expected, rel=0.05)
+
+
+def test_calibration_error_of_known_confidences():
+    logits = torch.zeros(1000, 2)
+    logits[:, 0] = math.log(0.8 / 0.2)
+    y = (torch.arange(1000) >= 800).long()
+    assert calibration_error(logits, y) == pytest.approx(0.0, abs=1e-6)
+    assert calibration_error(logits, 1 - y) == pytest.approx(0.6, abs=1e-6)
+
+
+def test_diversity_is_the_mean_distance_within_classes():
+    found = torch.tensor([[0.0], [2.0], [10.0], [16.0]])
+    assert diversity(found, torch.tensor([0, 0, 1, 1])) == pytest.approx(4.0)
+
+
+def test_accuracy_counts():
+    energy = toys.smooth()
+    images = torch.randint(0, 256, (50, *toys.SHAPE), generator=toys.seeded(), dtype=torch.uint8)
+    right = energy.logits(images / 255).argmax(1)
+    data = Images(images, right.where(torch.arange(50) < 30, (right + 1) % 3), "abc")
+    assert accuracy(energy, data) == pytest.approx(0.6)
+    assert evaluate(energy, data)["accuracy"] == pytest.approx(0.6)

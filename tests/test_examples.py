@@ -1,0 +1,45 @@
+"""The examples run as they are, shrunk, and print what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, place):
+    found = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=place,
+        env=os.environ | {"QUICK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) < 60, path.name
+
+
+def test_convert_and_sample(tmp_path):
+    out = run("01_convert_and_sample.py", tmp_path)
+    assert (tmp_path / "samples.png").is_file()
+    # A draw of q has |u|^2 = D; the standard error over 8 x 12288 values is 0.0045.
+    assert abs(float(out.split()[-1]) - 1) < 0.03
+
+
+def test_finetune_in_your_loop(tmp_path):
+    out = run("02_finetune_in_your_loop.py", tmp_path)
+    assert (tmp_path / "digits.png").is_file() and "accuracy" in out
+
+
+def test_gaussian_toy(tmp_path):
+    out = run("03_gaussian_toy.py", tmp_path)
+    plain, corrected = (float(line.split()[-1]) for line in out.splitlines() if "sigma" in line)
+    # Standard error of a variance over 80000 values: 0.005. The plain chain has 1 / (1 - .16).
+    assert abs(plain - 1 / 0.84) < 0.03 and abs(corrected - 1) < 0.025

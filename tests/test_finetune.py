@@ -1,0 +1,177 @@
+"""The loop: what it learns, what it keeps, how it stops."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert, finetune
+from ebm_from_clf.classify import train_classifier
+from ebm_from_clf.data import Augment, Images, gather, load_data
+from ebm_from_clf.evaluate import accuracy
+from ebm_from_clf.finetune import ChainSettings, Finetuner, StartSettings
+from ebm_from_clf.langevin import Langevin
+from ebm_from_clf.sample import draw
+
+SIZE = (16, 16)
+QUICK = dict(
+    batch_size=16,
+    clean_batch_size=16,
+    sampler=Langevin(n_steps=2, step_size=0.1, temperature=0.03),
+    start=StartSettings(rank=4),
+    chains=ChainSettings(per_class=20),
+    grid_every=0,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits8x8", "train", size=SIZE, channels=1)
+
+
+def network(num_classes=10, seed=0):
+    with torch.random.fork_rng():
+        torch.random.manual_seed(seed)
+        return timm.create_model(
+            "resnet18",
+            in_chans=1,
+            num_classes=num_classes,
+            layers=(1, 1, 0, 0),
+            channels=(16, 32, 32, 32),
+            stem_type="deep",
+            stem_width=8,
+            pretrained_cfg_overlay=dict(input_size=(1, *SIZE), mean=(0.5,), std=(0.5,)),
+        )
+
+
+def energy(digits, num_classes=10):
+    reference = FittedGaussian.fit(gather(digits)[0], floor=0.05)
+    return convert(
+        network(num_classes), reference=reference, gain=600.0, support="clamp"
+    )
+
+
+def test_two_runs_of_one_seed_agree_and_of_two_do_not(digits):
+    weights = []
+    for seed in (0, 0, 1):
+        e = energy(digits)
+        finetune(e, digits, Settings(updates=3, seed=seed, **QUICK))
+        weights.append(torch.cat([p.detach().flatten() for p in e.classifier.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_statistics_of_normalisation_and_modes_stay(digits):
+    e = energy(digits)
+    before = {k: v.clone() for k, v in e.classifier.named_buffers()}
+    e.classifier.train()
+    finetune(e, digits, Settings(updates=2, **QUICK))
+    assert all(torch.equal(v, before[k]) for k, v in e.classifier.named_buffers())
+    assert e.classifier.training and all(p.requires_grad for p in e.classifier.parameters())
+
+
+def test_kept_weights_are_the_moving_average(digits):
+    e = energy(digits)
+    tuner = Finetuner(e, digits, Settings(updates=4, **QUICK))
+    tuner.run()
+    kept = tuner.ema.module.state_dict()
+    assert all(torch.equal(v, kept[k]) for k, v in e.classifier.state_dict().items())
+    assert e.start is tuner.start and e.sampler.n_steps == round(2 / 0.05)
+
+
+def test_log_is_one_line_per_interval(digits, tmp_path):
+    options = QUICK | {"grid_every": 4}
+    finetune(energy(digits), digits, Settings(updates=5, log_every=2, **options), output=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [2, 4, 5]
+    for line in lines:
+        assert line["gap"] == pytest.approx(line["observed"] - line["synthesized"])
+    assert sorted(p.name for p in (tmp_path / "chains").iterdir()) == ["000004.png", "000005.png"]
+
+
+@pytest.mark.parametrize("kind", ["reference", "uniform", "data"])
+def test_every_start_runs(digits, kind):
+    e = energy(digits)
+    settings = Settings(updates=2, **(QUICK | {"start": StartSettings(kind=kind)}))
+    finetune(e, digits, settings)
+    assert torch.isfinite(draw(e, [0], 2, sampler=Langevin(n_steps=2)).images).all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimisers_of_timm_run(digits, name):
+    e = energy(digits)
+    before = [p.clone() for p in e.classifier.parameters()]
+    finetune(e, digits, Settings(updates=2, optimizer=name, clip_grad=1.0, **QUICK))
+    pairs = zip(e.classifier.parameters(), before, strict=True)
+    assert all(torch.isfinite(p).all() for p in e.classifier.parameters())
+    assert any(not torch.equal(p, q) for p, q in pairs)
+
+
+def test_bfloat16_runs_the_network_and_keeps_chains_in_full(digits):
+    tuner = Finetuner(energy(digits), digits, Settings(updates=2, precision="bf16", **QUICK))
+    tuner.run()
+    assert tuner.chains.state.dtype == torch.float32
+    assert torch.isfinite(tuner.chains.state).all()
+
+
+def test_divergence_is_reported_not_masked(digits):
+    settings = Settings(updates=60, learning_rate=3.0, warmup=0, log_every=1, **QUICK)
+    with pytest.raises(Diverged, match="diverged at update"):
+        finetune(energy(digits), digits, settings)
+
+
+def test_a_weight_that_is_not_finite_stops_the_run(digits):
+    e = energy(digits)
+    tuner = Finetuner(e, digits, Settings(updates=5, log_every=1, **QUICK))
+    with torch.no_grad():
+        e.classifier.fc.bias[0] = float("nan")
+    with pytest.raises(Diverged):
+        tuner.run()
+
+
+def test_labels_must_fit_the_classifier(digits):
+    with pytest.raises(UsageError, match="num_classes=10"):
+        Finetuner(energy(digits, num_classes=5), digits)
+    with pytest.raises(UsageError, match="no image of class 10, 11"):
+        Finetuner(energy(digits, num_classes=12), digits)
+
+
+def test_images_must_fit_the_classifier(digits):
+    small = Images(digits.images[:, :, ::2, ::2], digits.labels, digits.class_names)
+    with pytest.raises(UsageError, match="must have shape"):
+        Finetuner(energy(digits), small)
+
+
+@pytest.mark.parametrize("options", [{"updates": 0}, {"learning_rate": 0.0}, {"ema": 1.0}])
+def test_bad_settings_are_refused(options):
+    with pytest.raises(ValueError, match="Settings"):
+        Settings(**options)
+
+
+def test_digits_are_learned_in_seconds(digits):
+    """Fresh chains of digits8x8 read as their class to a network that never met them."""
+    test = load_data("digits8x8", "test", size=SIZE, channels=1)
+    e = energy(digits)
+    train_classifier(e.classifier, e.space, digits, epochs=8, augment=Augment(shift=1))
+    before = accuracy(e, test)
+    settings = Settings(
+        updates=120,
+        clean_batch_size=32,
+        sampler=Langevin(n_steps=5, step_size=0.1, temperature=0.03),
+        start=StartSettings(rank=16),
+        chains=ChainSettings(per_class=64, restart_rate=0.2),
+        augment=Augment(shift=1),
+        grid_every=0,
+    )
+    finetune(e, digits, settings)
+    judge = train_classifier(
+        network(seed=9), e.space, digits, epochs=8, augment=Augment(shift=1), seed=9
+    )
+    with torch.no_grad():
+        samples = draw(e, range(10), 10)
+        agreement = (judge(e.space(samples.images)).argmax(1) == samples.classes).float().mean()
+        x = e.start(samples.classes, generator=torch.Generator().manual_seed(0))
+        starts = (judge(e.space(x)).argmax(1) == samples.classes).float().mean()
+    assert agreement >= 0.9 and agreement > starts
+    assert accuracy(e, test) >= before - 0.03

@@ -1,0 +1,104 @@
+"""Samples: one seed, one image, whatever the company; and the folder they are written to."""
+
+import json
+
+import pytest
+import torch
+import toys
+
+from ebm_from_clf import Langevin, UsageError, sample
+from ebm_from_clf.folders import slug
+from ebm_from_clf.sample import draw, write_samples
+
+SAMPLER = Langevin(n_steps=12, step_size=0.4)
+
+
+def test_an_image_depends_on_its_class_and_seed_alone():
+    energy = toys.smooth(gain=3.0)
+    whole = sample(energy, [0, 2], n=5, seed=3, sampler=SAMPLER)
+    assert whole.shape == (10, *toys.SHAPE)
+    for size in (1, 3):
+        split = sample(energy, [0, 2], n=5, seed=3, sampler=SAMPLER, batch_size=size)
+        assert (whole - split).abs().max() < 1e-5
+    alone = sample(energy, [2], n=1, seed=4, sampler=SAMPLER)
+    assert (alone[0] - whole[6]).abs().max() < 1e-5
+    assert (whole[0] - whole[1]).abs().max() > 0.01
+
+
+def test_frames_do_not_change_the_images():
+    energy = toys.smooth(gain=3.0)
+    plain = draw(energy, [1], 3, sampler=SAMPLER)
+    filmed = draw(energy, [1], 3, sampler=SAMPLER, frames=5)
+    assert torch.equal(plain.images, filmed.images)
+    assert len(filmed.frames) >= 5
+    assert (filmed.frames[-1] - filmed.images).abs().max() == 0
+
+
+def test_samples_leave_global_randomness_alone():
+    state = torch.get_rng_state()
+    sample(toys.smooth(), [0], sampler=SAMPLER)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_out_of_memory_halves_the_batch():
+    energy = toys.smooth(gain=3.0)
+    expected = sample(energy, [0], n=6, sampler=SAMPLER)
+    forward = energy.classifier.forward
+
+    def small(x):
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return forward(x)
+
+    energy.classifier.forward = small
+    found = sample(energy, [0], n=6, sampler=SAMPLER)
+    assert (found - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("classes, n", [([3], 1), ([-1], 1), ([], 1), ([0], 0)])
+def test_bad_requests_are_refused(classes, n):
+    with pytest.raises(UsageError, match="classes are 0 to 2"):
+        sample(toys.smooth(), classes, n)
+
+
+class Gray(toys.Smooth):
+    def __init__(self):
+        super().__init__(dim=64)
+
+
+def gray():
+    from ebm_from_clf import ClassifierEnergy, WhiteNoise
+
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        return ClassifierEnergy(Gray(), WhiteNoise(torch.full((1, 8, 8), 0.5)))
+
+
+def test_the_folder_holds_images_and_their_origin(tmp_path):
+    out = tmp_path / "out"
+    names = ["tabby, tabby cat", "../../etc/passwd", ""]
+    found = write_samples(gray(), [0, 1], 3, 5, out, names=names, sampler=SAMPLER)
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert lines[0]["file_name"] == "00000_tabby/5.png"
+    assert lines[3]["file_name"] == "00001_etc-passwd/5.png"
+    assert set(lines[0]) == {
+        "file_name", "class", "label", "seed", "energy", "steps", "saturated"
+    }  # fmt: skip
+    for line, value in zip(lines, found.energies.tolist(), strict=True):
+        assert (out / line["file_name"]).is_file() and line["energy"] == pytest.approx(value)
+    assert (out / "grid.png").is_file() and (out / "chains.gif").is_file()
+    assert len(list(tmp_path.rglob("*.png"))) == 7
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="holds something already"):
+        write_samples(gray(), [0], 1, 0, tmp_path, sampler=SAMPLER)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_labels_become_harmless_names():
+    assert slug("tabby, tabby cat") == "tabby"
+    assert slug("../..") == slug("") == slug("漢字") == "class"
+    assert slug("A" * 99) == "a" * 40
