@@ -1,4 +1,4 @@
-r"""Turn any pretrained timm classifier into a class-conditional generator, and keep it a classifier.
+r"""Turn a pretrained timm classifier into a class-conditional generator, and keep it a classifier.
 
 .. math:: p_c(x) = \exp(\gamma f_c(x)) \, q(x) / Z_c
 """
@@ -14,7 +14,6 @@ from .errors import Diverged as Diverged
 from .errors import UsageError as UsageError
 from .evaluate import evaluate as evaluate
 from .finetune import Finetuner as Finetuner
-from .finetune import Settings as Settings
 from .finetune import finetune as finetune
 from .langevin import Langevin as Langevin
 from .reference import FittedGaussian as FittedGaussian
@@ -22,6 +21,7 @@ from .reference import Reference as Reference
 from .reference import SpectralNoise as SpectralNoise
 from .reference import WhiteNoise as WhiteNoise
 from .sample import sample as sample
+from .settings import Settings as Settings
 from .space import PixelSpace as PixelSpace
 from .start import ClassGaussian as ClassGaussian
 from .start import DataStart as DataStart

@@ -84,16 +84,12 @@ class ChainStore(nn.Module):
         self.restart_rate = restart_rate
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
-        kept = torch.empty(
-            shape, dtype=getattr(torch, storage), device=reference.mean.device
-        )
+        kept = torch.empty(shape, dtype=getattr(torch, storage), device=reference.mean.device)
         for c in range(n_classes):
             y = torch.full((per_class,), c, device=kept.device)
             kept[c] = self._pack(reference.encode(start(y, generator=generator)))
         self.register_buffer("state", kept)
-        self.register_buffer(
-            "age", torch.zeros(shape[:2], dtype=torch.int64, device=kept.device)
-        )
+        self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=kept.device))
 
     @property
     def n_classes(self) -> int:
@@ -132,9 +128,7 @@ class ChainStore(nn.Module):
             u: Their new states, with the shape of `draw.u`.
         """
         self.state[draw.y, draw.slot] = self._pack(u)
-        self.age[draw.y, draw.slot] = torch.where(
-            draw.fresh, 1, self.age[draw.y, draw.slot] + 1
-        )
+        self.age[draw.y, draw.slot] = torch.where(draw.fresh, 1, self.age[draw.y, draw.slot] + 1)
 
     def pixels(self, classes: Iterable[int], n: int) -> Tensor:
         """Returns the first n chains of each class as pixels, with shape (len * n, C, H, W)."""

@@ -148,8 +148,9 @@ def _quickstart(a: Namespace) -> None:
     found = numbers["samples"]
     print(
         f"accuracy {numbers['accuracy_before']:.3f} before, {numbers['accuracy']:.3f} after; "
-        f"{found['agreement']:.3f} of {found['n']} samples judged as their class; Frechet distance "
-        f"{found['frechet_ratio']:.2f} times that of held-out images; {numbers['seconds']:.0f} s"
+        f"{found['agreement']:.3f} of {found['n']} samples judged as their class; Frechet "
+        f"distance {found['frechet_ratio']:.2f} times that of held-out images; "
+        f"{numbers['seconds']:.0f} s"
     )
     print(f"wrote {a.output}; open {Path(a.output) / 'report.html'}")
 
@@ -212,9 +213,7 @@ def _evaluate(a: Namespace) -> None:
     """Measures accuracy and calibration on held-out data."""
     energy = _open(a.model)
     channels, *size = energy.space.shape
-    data = load_data(
-        a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root
-    )
+    data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
     folder = new_folder(a.output)
     numbers = evaluate(energy, data)
     print(json.dumps(numbers))
@@ -243,7 +242,9 @@ def _quickstart_arguments(parser: ArgumentParser) -> None:
     _recipe_arguments(parser, "mnist5k")
     parser.add_argument("--output", default="runs/quickstart", help="Folder of the run.")
     parser.add_argument("--n", type=PositiveInt, default=100, help="Samples of each class.")
-    parser.add_argument("--judge_epochs", type=PositiveInt, default=8, help="Training of the judge.")
+    parser.add_argument(
+        "--judge_epochs", type=PositiveInt, default=8, help="Training of the judge."
+    )
 
 
 def _doctor_arguments(parser: ArgumentParser) -> None:

@@ -7,7 +7,6 @@ and recorded: the reference q, the gauge and the gain (see :mod:`ebm_from_clf.en
 
 __all__ = ["class_names", "convert", "create_classifier", "space_of"]
 
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -126,7 +125,11 @@ def class_names(classifier: nn.Module) -> list[str] | None:
     """
     found = (getattr(classifier, "pretrained_cfg", None) or {}).get("label_names")
     n = getattr(classifier, "num_classes", None)
-    return [str(name) for name in found] if isinstance(found, list | tuple) and len(found) == n else None
+    return (
+        [str(name) for name in found]
+        if isinstance(found, list | tuple) and len(found) == n
+        else None
+    )
 
 
 def _channels(classifier: nn.Module, default: int) -> int:
@@ -140,5 +143,3 @@ def _spread(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """Returns one value per channel: as they are, or their mean for another number of them."""
     same = len(values) == channels
     return tuple(values) if same else (sum(values) / len(values),) * channels
-
-

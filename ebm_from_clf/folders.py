@@ -1,4 +1,4 @@
-"""Output folders: nothing is overwritten, nothing is left half-written, no label becomes a path."""
+"""Output folders: nothing is overwritten, nothing left half-written, no label becomes a path."""
 
 __all__ = ["new_folder", "publish", "slug", "write_json"]
 

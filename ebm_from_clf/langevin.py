@@ -86,9 +86,7 @@ class Langevin:
                 f"got {self.step_size}. It is in standard deviations of the reference."
             )
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"Langevin: `temperature` must be 0 or more, got {self.temperature}."
-            )
+            raise ValueError(f"Langevin: `temperature` must be 0 or more, got {self.temperature}.")
         if self.tilt_norm is not None and not self.tilt_norm > 0:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
 

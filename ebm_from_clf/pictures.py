@@ -47,9 +47,7 @@ def grid(x: Tensor, columns: int | None = None, *, width: int = 800, gap: int = 
     n, channels, height, wide = x.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows = math.ceil(n / columns)
-    sheet = torch.full(
-        (channels, rows * (height + gap) - gap, columns * (wide + gap) - gap), 0.5
-    )
+    sheet = torch.full((channels, rows * (height + gap) - gap, columns * (wide + gap) - gap), 0.5)
     for i, image in enumerate(x.detach().cpu().float()):
         top, left = i // columns * (height + gap), i % columns * (wide + gap)
         sheet[:, top : top + height, left : left + wide] = image

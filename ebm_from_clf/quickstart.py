@@ -134,7 +134,10 @@ def warp(x: Tensor, generator: torch.Generator) -> Tensor:
     angle, scale, shear, dx, dy = (2 * torch.rand(5, len(x), generator=generator) - 1).unbind()
     angle, scale = angle * math.pi / 15, 1 + 0.12 * scale
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    rows = (torch.stack([cos, 0.15 * shear - sin, 0.16 * dx], 1), torch.stack([sin, cos, 0.16 * dy], 1))
+    rows = (
+        torch.stack([cos, 0.15 * shear - sin, 0.16 * dx], 1),
+        torch.stack([sin, cos, 0.16 * dy], 1),
+    )
     where = functional.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return functional.grid_sample(x, where.to(x), padding_mode="border", align_corners=False)
 

@@ -10,7 +10,7 @@ __all__ = ["Recipe", "check_yaml", "find_recipe"]
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -18,11 +18,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .convert import convert, create_classifier
-from .data import Images, gather, load_data
+from .data import gather, load_data
 from .energy import ClassifierEnergy, Gauge, Support
 from .errors import UsageError
-from .finetune import Settings
 from .reference import FittedGaussian, Reference, SpectralNoise, WhiteNoise
+from .settings import Settings
 from .space import PixelSpace
 
 ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
@@ -208,8 +208,9 @@ def check_yaml(path: Path) -> None:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UsageError(f"{path}: anchors and aliases are not allowed. Write it out.")
-            if getattr(event, "tag", None):
-                raise UsageError(f"{path}: the tag {event.tag} is not allowed. Remove it.")
+            tag = getattr(event, "tag", None)
+            if tag:
+                raise UsageError(f"{path}: the tag {tag} is not allowed. Remove it.")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = str(error).strip().replace("\n", " ")

@@ -16,6 +16,7 @@ trivial. In :math:`u` the model has unit reference variance, whatever q is.
 
 __all__ = ["FittedGaussian", "Reference", "SpectralNoise", "WhiteNoise", "natural_color"]
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Literal
@@ -106,6 +107,12 @@ class Reference(nn.Module):
         return self.mean.shape
 
     @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The tensors that create this reference again, by the names of its arguments."""
+        named = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
     def is_diagonal(self) -> bool:
         """Whether A acts on every pixel alone, so that a box in pixels is a box in u."""
         return self._half is None and self._lower is None
@@ -175,11 +182,6 @@ class WhiteNoise(Reference):
     def __init__(self, mean: Tensor, scale: Tensor | float = 0.25) -> None:
         super().__init__(mean, scale)
 
-    @property
-    def arguments(self) -> dict[str, Tensor]:
-        """The tensors that create this reference again."""
-        return {"mean": self.mean, "scale": self.scale}
-
 
 class SpectralNoise(Reference):
     r"""Creates a stationary field with a power spectrum :math:`1/f^\alpha`.
@@ -220,12 +222,6 @@ class SpectralNoise(Reference):
 
     alpha: Tensor
     color: Tensor | None
-
-    @property
-    def arguments(self) -> dict[str, Tensor]:
-        """The tensors that create this reference again."""
-        found = {"mean": self.mean, "scale": self.scale, "alpha": self.alpha, "color": self.color}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 def power_law(size: tuple[int, int] | torch.Size, alpha: float) -> Tensor:
@@ -271,17 +267,6 @@ class FittedGaussian(Reference):
 
     amplitude: Tensor | None
     color: Tensor | None
-
-    @property
-    def arguments(self) -> dict[str, Tensor]:
-        """The tensors that create this reference again."""
-        found = {
-            "mean": self.mean,
-            "scale": self.scale,
-            "amplitude": self.amplitude,
-            "color": self.color,
-        }
-        return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def fit(

@@ -118,7 +118,9 @@ def draw(
     while done < len(y):
         part = slice(done, done + size)
         try:
-            parts.append(_chain(energy, sampler, y[part].to(device), seeds[part], frames, progress))
+            parts.append(
+                _chain(energy, sampler, y[part].to(device), seeds[part], frames, progress)
+            )
             done += size
         except torch.cuda.OutOfMemoryError:
             # The images do not depend on the split, so smaller batches give the same ones.

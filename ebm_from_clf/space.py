@@ -32,9 +32,7 @@ class PixelSpace(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
         super().__init__()
         if len(mean) != len(std) or not len(mean) or min(std) <= 0:
             raise ValueError(

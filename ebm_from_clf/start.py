@@ -97,7 +97,7 @@ class DataStart(Start):
 class ClassGaussian(Start):
     r"""Creates starts from one Gaussian per class, of low rank plus independent pixels.
 
-    .. math:: x = m_c + \sum_{j \le r} z_j v_{c,j} + s_c \odot z, \qquad z_j, z \sim \mathcal{N}(0, 1)
+    .. math:: x = m_c + \sum_{j \le r} z_j v_{c,j} + s_c \odot z, \qquad z \sim \mathcal{N}(0, I)
 
     with the class mean :math:`m_c`, r principal components :math:`v_{c,j}` times their standard
     deviation, and a residual standard deviation :math:`s_c` per pixel. Rank 0 is the

@@ -35,7 +35,7 @@ sampler = ebm.Langevin(n_steps=5, step_size=0.1, temperature=0.03)
 gen = ebm.Contrastive(energy, sampler, chains, generator=generator)
 
 classifier.eval()  # BatchNorm statistics stay as they are: an energy must not move with its batch
-for update in range(UPDATES):
+for _ in range(UPDATES):
     index = torch.randint(len(x), (64,), generator=generator)
     loss = 3 * cross_entropy(energy.logits(x[index]), y[index])
     loss = loss + gen(x[index], y[index])  # <- the line that makes it generate

@@ -59,9 +59,7 @@ def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, **options):
         generator=toys.seeded(),
     )
     sampler = Langevin(n_steps=n_steps, step_size=0.5)
-    return Contrastive(
-        energy, sampler, chains, Objective(**options), generator=toys.seeded(1)
-    )
+    return Contrastive(energy, sampler, chains, Objective(**options), generator=toys.seeded(1))
 
 
 X = torch.rand(6, *toys.SHAPE, generator=toys.seeded(2))

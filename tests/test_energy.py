@@ -18,7 +18,7 @@ Y = torch.tensor([0, 2, 1, 2])
 
 
 def test_energy_is_reference_minus_tilt():
-    """exp(-U) is exp(gamma f) q up to one constant: -U - gamma f - log q is the same everywhere."""
+    """exp(-U) is exp(gamma f) q up to one constant: -U - gamma f - log q never changes."""
     energy = toys.smooth(gain=1.7)
     x = images()
     f = energy.logits(x).gather(1, Y[:, None])[:, 0]

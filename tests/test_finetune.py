@@ -10,9 +10,10 @@ from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert
 from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.evaluate import accuracy
-from ebm_from_clf.finetune import ChainSettings, Finetuner, StartSettings
+from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
+from ebm_from_clf.settings import ChainSettings, StartSettings
 
 SIZE = (16, 16)
 QUICK = dict(
@@ -47,9 +48,7 @@ def network(num_classes=10, seed=0):
 
 def energy(digits, num_classes=10):
     reference = FittedGaussian.fit(gather(digits)[0], floor=0.05)
-    return convert(
-        network(num_classes), reference=reference, gain=600.0, support="clamp"
-    )
+    return convert(network(num_classes), reference=reference, gain=600.0, support="clamp")
 
 
 def test_two_runs_of_one_seed_agree_and_of_two_do_not(digits):

@@ -12,7 +12,7 @@ FLOORS = [
     ["contrastive"],
     ["folder", "folders", "pictures", "doctor"],
     ["data", "convert"],
-    ["classify", "checkpoint", "evaluate", "sample"],
+    ["classify", "checkpoint", "evaluate", "sample", "settings"],
     ["finetune"],
     ["recipe", "report"],
     ["run"],
@@ -22,7 +22,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MATHEMATICS = {name for names in FLOORS[:5] for name in names}
-STANDARD = {"math", "typing", "collections", "contextlib", "dataclasses"}
+STANDARD = {"inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 
 def imports(path):
@@ -58,7 +58,9 @@ def test_the_mathematics_imports_torch_alone():
 def test_timm_models_are_created_in_one_place():
     """One module creates the user's classifier; only the quickstart's judge is built elsewhere."""
     users = {
-        p.stem for p in PACKAGE.glob("*.py") if "timm.create_model(" in p.read_text().split('"""', 2)[2]
+        p.stem
+        for p in PACKAGE.glob("*.py")
+        if "timm.create_model(" in p.read_text().split('"""', 2)[2]
     }
     assert users == {"convert", "quickstart"}
 

@@ -1,0 +1,127 @@
+"""Settings of a fine-tuning run; a recipe's `finetune` section has exactly these fields."""
+
+__all__ = ["ChainSettings", "Settings", "StartSettings"]
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch.utils.data import Dataset
+
+from .chains import Storage
+from .contrastive import Objective
+from .data import Augment, gather
+from .energy import ClassifierEnergy
+from .langevin import Langevin
+from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
+
+StartKind = Literal["gaussian", "reference", "uniform", "data"]
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Settings of where chains begin.
+
+    Arguments:
+        kind: `gaussian` per class, `reference`, `uniform` noise, or `data`.
+        rank: Principal components of each class that the Gaussian keeps; 0 for mean and
+            standard deviation alone.
+        residual: Whether the Gaussian adds the remaining variance as pixel noise.
+        per_class: At most so many images of a class are used for the fit.
+    """
+
+    kind: StartKind = "gaussian"
+    rank: int = 32
+    residual: bool = False
+    per_class: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(StartKind):
+            raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
+
+    def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
+        """Creates the start, fitted to a data set where it needs one."""
+        if self.kind == "reference":
+            return ReferenceStart(energy.reference)
+        if self.kind == "uniform":
+            return UniformStart(energy.reference.shape)
+        x, y = gather(dataset, self.per_class)
+        if self.kind == "data":
+            return DataStart(x, y, n_classes)
+        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
+        return ClassGaussian.fit(x, y, n_classes, rank=max(rank, 0), residual=self.residual)
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """Settings of the persistent chains.
+
+    Arguments:
+        per_class: Number of chains of a class.
+        restart_rate: Probability that a drawn chain is begun anew.
+        storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
+    """
+
+    per_class: int = 100
+    restart_rate: float = 0.05
+    storage: Storage = "float32"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a fine-tuning run.
+
+    Arguments:
+        updates: Number of updates.
+        batch_size: Observed images of an update, and as many synthesized ones.
+        clean_batch_size: Augmented images for the cross-entropy of an update.
+        optimizer: Name of an optimiser of timm.
+        learning_rate: Learning rate at its highest.
+        betas: Momentum of the gradient and of its square.
+        weight_decay: Weight decay.
+        schedule: Name of a schedule of timm.
+        warmup: Updates over which the learning rate rises.
+        clip_grad: Largest norm of the gradient, none if absent.
+        ema: Decay of the moving average of the weights that are kept.
+        sampler: How chains move in one update.
+        start: Where chains begin.
+        chains: How chains are remembered.
+        objective: What is minimised.
+        augment: How images for the cross-entropy are augmented.
+        precision: `bf16` runs the network, not the chain, in bfloat16.
+        channels_last: Whether the network runs in the channels-last memory format meanwhile.
+        max_score: Largest mean score, of either sign, before the run is stopped as diverged.
+        log_every: Updates between two lines of the log.
+        grid_every: Updates between two pictures of the chains, 0 for none.
+        seed: Seed of every random choice.
+    """
+
+    updates: int = 500
+    batch_size: int = 64
+    clean_batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: int = 20
+    clip_grad: float | None = None
+    ema: float = 0.995
+    sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
+    start: StartSettings = field(default_factory=StartSettings)
+    chains: ChainSettings = field(default_factory=ChainSettings)
+    objective: Objective = field(default_factory=Objective)
+    augment: Augment = field(default_factory=Augment)
+    precision: Literal["no", "bf16"] = "no"
+    channels_last: bool = False
+    max_score: float = 1e4
+    log_every: int = 10
+    grid_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Settings: `{name}` must be 1 or more.")
+        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
+            raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
