@@ -15,8 +15,8 @@ from .errors import UsageError as UsageError
 from .evaluate import evaluate as evaluate
 from .finetune import Finetuner as Finetuner
 from .finetune import finetune as finetune
+from .fitted import FittedGaussian as FittedGaussian
 from .langevin import Langevin as Langevin
-from .reference import FittedGaussian as FittedGaussian
 from .reference import Reference as Reference
 from .reference import SpectralNoise as SpectralNoise
 from .reference import WhiteNoise as WhiteNoise

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from .convert import class_names, create_classifier
 from .energy import ClassifierEnergy
 from .errors import UsageError
+from .fitted import FittedGaussian
 from .folders import publish
 from .langevin import Langevin
-from .reference import FittedGaussian, Reference, SpectralNoise, WhiteNoise
+from .reference import Reference, SpectralNoise, WhiteNoise
 from .space import PixelSpace
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
@@ -71,7 +72,6 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
             deepcopy(classifier).to(memory_format=torch.contiguous_format),
             str(staging),
             model_config={"ebm": config} | _label_names(energy),
-            model_args=dict(getattr(classifier, "_model_args", {})),
             safe_serialization=True,
         )
         own = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -97,7 +97,7 @@ def load(place: str | Path) -> ClassifierEnergy:
         return _restore(config, tensors, classifier)
     except UsageError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"{place}: not a saved energy, or damaged ({type(error).__name__}: "
             f"{str(error).strip()[:100]}). Convert or fine-tune again."

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .data import Batches, collate
+from .data import Batches, loader
 from .space import PixelSpace
 
 
@@ -43,15 +43,14 @@ def train_classifier(
         seed: The seed of the order and the augmentation.
         progress: Called with 1 after each update.
     """
-    sampler = Batches(len(dataset), batch_size, seed=seed)  # type: ignore[arg-type]
-    updates = epochs * (sampler.n // sampler.batch_size)
+    batches = Batches(len(dataset), batch_size, seed=seed)  # type: ignore[arg-type]
+    updates = epochs * (batches.n // batches.batch_size)
     generator = torch.Generator().manual_seed(seed)
     device = space.mean.device
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _one_cycle(i, updates))
     classifier.train()
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-    for _, (x, y) in zip(range(updates), loader, strict=False):
+    for _, (x, y) in zip(range(updates), loader(dataset, batches), strict=False):
         logits = classifier(space(augment(x, generator).to(device)))
         optimizer.zero_grad()
         functional.cross_entropy(logits, y.to(device)).backward()

@@ -7,10 +7,12 @@ __all__ = ["main", "read_recipe"]
 
 import dataclasses
 import json
+import shutil
 import signal
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,6 +44,8 @@ EPILOG = """examples:
   ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
   ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
 """
+
+LONGEST_LINE = 300
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -82,7 +86,8 @@ class _Parser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        _stop(2, f"{message.strip().splitlines()[0] if message.strip() else message} See --help.")
+        line = " ".join(message.split())[:LONGEST_LINE].rstrip(". ")
+        _stop(2, f"{line}. See --help.")
 
 
 def _parser() -> ArgumentParser:
@@ -135,16 +140,33 @@ def _open(name: str) -> ClassifierEnergy:
     config = Path(name) / "config.json"
     if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
         return load(name)
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
-    return convert(name)
+    return convert(_timm_name(name))
+
+
+def _timm_name(name: str) -> str:
+    """Returns what timm calls a classifier: a folder it wrote has a prefix."""
+    return f"local-dir:{name}" if (Path(name) / "config.json").is_file() else name
+
+
+@contextmanager
+def _nothing_left(output: str | Path) -> Iterator[None]:
+    """Removes the folder of a run that found its input wrong before it had a result."""
+    folder = Path(output)
+    fresh = not folder.exists()
+    try:
+        yield
+    except ValueError:
+        if fresh and folder.is_dir() and {p.name for p in folder.iterdir()} <= {"recipe.yaml"}:
+            shutil.rmtree(folder)
+        raise
 
 
 def _quickstart(a: Namespace) -> None:
     """Trains, converts, fine-tunes, samples and evaluates on MNIST-5k."""
-    numbers = quickstart(
-        a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
-    )
+    with _nothing_left(a.output):
+        numbers = quickstart(
+            a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
+        )
     found = numbers["samples"]
     print(
         f"accuracy {numbers['accuracy_before']:.3f} before, {numbers['accuracy']:.3f} after; "
@@ -157,7 +179,7 @@ def _quickstart(a: Namespace) -> None:
 
 def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
-    classifier = create_classifier(a.classifier, pretrained=a.pretrained)
+    classifier = create_classifier(_timm_name(a.classifier), pretrained=a.pretrained)
     result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
     if a.json:
         print(json.dumps(result.as_dict(), indent=2))
@@ -178,13 +200,14 @@ def _doctor(a: Namespace) -> None:
 
 def _convert(a: Namespace) -> None:
     """Converts a classifier to an energy and saves it as a folder that timm can read."""
-    save(convert(a.classifier, gauge=a.gauge, gain=a.gain), a.output)
+    save(convert(_timm_name(a.classifier), gauge=a.gauge, gain=a.gain), a.output)
     _write_metrics(a.output, {"classifier": a.classifier})
 
 
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
-    run = finetune_recipe(a.recipe, a.output, _progress)
+    with _nothing_left(a.output):
+        run = finetune_recipe(a.recipe, a.output, _progress)
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
     print(f"wrote {a.output}; sample with: ebm-from-clf sample {Path(a.output) / 'model'}")
 
@@ -235,6 +258,8 @@ def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
             near = ", ".join(get_close_matches(word, names, 3))
             hint = f" Near it: {near}." if near else " Give its index."
             raise UsageError(f"no class is named {word!r}.{hint}")
+        if energy.n_classes and found[-1] >= energy.n_classes:
+            raise UsageError(f"class {word}: classes are 0 to {energy.n_classes - 1}.")
     return found
 
 

@@ -7,10 +7,13 @@ and recorded: the reference q, the gauge and the gain (see :mod:`ebm_from_clf.en
 
 __all__ = ["class_names", "convert", "create_classifier", "space_of"]
 
+from difflib import get_close_matches
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import nn
 
@@ -19,6 +22,21 @@ from .energy import ClassifierEnergy, Gauge, Support
 from .errors import UsageError
 from .reference import Reference, SpectralNoise, WhiteNoise
 from .space import PixelSpace
+
+# What timm raises for a name, an option or a file that it cannot use.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
 
 
 def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:  # noqa: ANN401
@@ -34,10 +52,11 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
     """
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (RuntimeError, FileNotFoundError, ValueError, TypeError, OSError) as error:
-        known = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5]
-        hint = f" Near it: {', '.join(known)}." if known and "Unknown model" in str(error) else ""
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except REFUSALS as error:
+        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+        if " " not in reason:
+            reason = f"{type(error).__name__} {reason}".strip()
+        hint = _near(name) if "Unknown model" in reason or "pretrained tag" in reason else ""
         raise UsageError(f"classifier {name!r}: {reason}.{hint}") from error
 
 
@@ -60,7 +79,7 @@ def space_of(classifier: nn.Module, size: int | tuple[int, int] | None = None) -
     channels = _channels(classifier, config["input_size"][0])
     mean, std = (_spread(config[key], channels) for key in ("mean", "std"))
     if size is None:
-        size = tuple(config["input_size"][1:])
+        size = _size(classifier) or tuple(config["input_size"][1:])
     return PixelSpace(mean, std, (size, size) if isinstance(size, int) else size)
 
 
@@ -130,6 +149,22 @@ def class_names(classifier: nn.Module) -> list[str] | None:
         if isinstance(found, list | tuple) and len(found) == n
         else None
     )
+
+
+def _near(name: str) -> str:
+    """Returns the tags of a known name, or the names that are spelt much like it."""
+    base = name.split(".")[0]
+    near = timm.list_pretrained(f"{base}.*") or get_close_matches(base, timm.list_models(), 5)
+    return f" Near it: {', '.join(near[:5])}." if near else " See timm.list_models()."
+
+
+def _size(classifier: nn.Module) -> tuple[int, int] | None:
+    """Returns the size a classifier was built for, where one of its parts keeps it.
+
+    Its config keeps the size it was trained at, also when it was created with another img_size.
+    """
+    sizes = (getattr(part, "img_size", None) for part in classifier.modules())
+    return next((s for s in sizes if isinstance(s, tuple) and len(s) == 2), None)
 
 
 def _channels(classifier: nn.Module, default: int) -> int:

@@ -4,7 +4,7 @@ A data set yields pairs (x, y): pixels in [0, 1] as a float tensor of shape (C, 
 index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`Images`.
 """
 
-__all__ = ["Augment", "Batches", "Images", "collate", "gather", "load_data"]
+__all__ = ["Augment", "Batches", "Images", "check_labels", "gather", "load_data", "loader"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
@@ -44,7 +44,7 @@ class Images(Dataset):
         return dequantize(self.images[index]), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        # torch's loader calls this for a whole batch; `collate` passes it on as it is.
+        # torch's loader calls this for a whole batch; `_collate` passes it on as it is.
         return dequantize(self.images[indices]), self.labels[indices]
 
     def subset(self, indices: Tensor) -> "Images":
@@ -52,8 +52,21 @@ class Images(Dataset):
         return Images(self.images[indices], self.labels[indices], self.class_names)
 
 
-def collate(batch: Any) -> Any:  # noqa: ANN401 - what torch hands to a collate function
-    """Collates samples to a batch, or passes on a batch that is one already."""
+def loader(dataset: Dataset, batches: "Batches | int") -> DataLoader:
+    """Returns a loader of batches (x, y) that leaves the global random state alone.
+
+    Arguments:
+        dataset: The data set.
+        batches: The batches, or a batch size for one pass in order.
+    """
+    order: dict[str, Any] = {"batch_sampler": batches}
+    if isinstance(batches, int):
+        order = {"batch_size": batches}
+    return DataLoader(dataset, collate_fn=_collate, generator=torch.Generator(), **order)
+
+
+def _collate(batch: Any) -> Any:  # noqa: ANN401 - what torch hands to a collate function
+    # A data set in memory hands over whole batches.
     return batch if isinstance(batch, tuple) else default_collate(batch)
 
 
@@ -98,6 +111,10 @@ class Augment:
     shift: int = 0
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        if self.shift < 0:
+            raise ValueError(f"Augment: `shift` must be 0 or more, got {self.shift}.")
+
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Augments each image by itself.
 
@@ -140,6 +157,41 @@ def gather(dataset: Dataset, per_class: int | None = None) -> tuple[Tensor, Tens
     return x[keep], y[keep]
 
 
+def check_labels(dataset: Dataset, n_classes: int | None) -> int:
+    """Checks that the labels of a data set fit a classifier.
+
+    Arguments:
+        dataset: Pairs of an image and a class index.
+        n_classes: The number of classes of the classifier, if it is known.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        UsageError: If there are no data, a label is out of range or a class has no image.
+    """
+    labels = getattr(dataset, "labels", None)
+    if labels is None:
+        labels = [int(dataset[i][1]) for i in range(len(dataset))]  # type: ignore[arg-type]
+    y = torch.as_tensor(labels)
+    if len(y) == 0:
+        raise UsageError("the data set is empty.")
+    low, high = int(y.min()), int(y.max())
+    n_classes = n_classes or high + 1
+    if low < 0 or high >= n_classes:
+        raise UsageError(
+            f"the data have labels {low} to {high}, the classifier has {n_classes} classes. "
+            f"Give num_classes={high + 1}."
+        )
+    empty = (torch.bincount(y, minlength=n_classes) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UsageError(
+            f"no image of class {', '.join(map(str, empty[:8]))}; every class of the classifier "
+            "needs some. Add data, or give the classifier fewer classes."
+        )
+    return n_classes
+
+
 def load_data(
     name: str,
     split: str,
@@ -170,16 +222,46 @@ def load_data(
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
         return found.subset(order[:n_train] if split == "train" else order[n_train:])
     if root is None:
-        raise UsageError(f"data {name!r} needs the folder it lies in: give `data.root`.")
+        raise UsageError(
+            f"data {name!r} is neither mnist5k nor digits8x8, so it needs the folder it lies in: "
+            "give `data.root`."
+        )
     if name == "folder":
-        place = Path(root) / split
-        dataset = ImageFolder(place if place.is_dir() else Path(root), size, channels)
+        dataset = ImageFolder(_part(Path(root), split), size, channels)
     else:
         dataset = ImageFolder.from_timm(name, root, split, size, channels, download)
     if len(dataset) * channels * size[0] * size[1] > IN_MEMORY_BYTES:
         return dataset
     images = torch.stack([dataset.read(i) for i in range(len(dataset))])
     return Images(images, torch.tensor(dataset.labels), dataset.class_names)
+
+
+def _part(root: Path, split: str) -> Path:
+    """Returns the folder of a part; a folder without parts serves as each of them."""
+    names = dict.fromkeys(("train", "test", split))
+    classes = {name: _folders(root / name) for name in names if _folders(root / name)}
+    if not classes:
+        # A class may itself be called train.
+        return root / split if _folders(root) and _folders(root) <= set(names) else root
+    if split not in classes:
+        raise UsageError(
+            f"{root / split}: no such folder of classes, only one of {', '.join(classes)}. "
+            f"Add it, or put all classes into {root}."
+        )
+    shared = set.intersection(*classes.values())
+    odd = sorted(set().union(*classes.values()) - shared)
+    if odd:
+        raise UsageError(
+            f"{root}: class {odd[0]!r} is not in each of {', '.join(classes)}. Every part needs "
+            "the same classes; add images of it or remove it."
+        )
+    return root / split
+
+
+def _folders(place: Path) -> set[str]:
+    if not place.is_dir():
+        return set()
+    return {p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
 def mnist5k() -> Images:

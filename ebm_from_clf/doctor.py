@@ -19,6 +19,7 @@ from .energy import evaluation_mode, frozen
 from .space import PixelSpace
 
 OTHER_SIZES = (32, 64, 96, 128, 224, 256, 384)
+UNCUT = "Remove what cuts it off in its forward: detach, no_grad, rounding, a division by zero."
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def examine(
     findings: list[Finding] = []
     x = _images(space)
     device = space.mean.device.type
-    for probe in (_weights, _classes, _forward, _gradient, _independence):
+    for probe in (_weights, _classes, _forward, _independence, _gradient):
         found = probe(classifier, space, x)
         findings.append(found)
         if not found.ok:
@@ -146,30 +147,42 @@ def _forward(classifier: nn.Module, space: PixelSpace, x: Tensor) -> Finding:
     try:
         logits = _logits(classifier, space(x))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:120]
-        works = [s for s in OTHER_SIZES if _accepts(classifier, space, s)]
-        advice = (
-            f"It accepts {', '.join(f'{s}x{s}' for s in works[:3])}; for another size create it "
-            f"with img_size={space.size[0]} if it takes that."
-            if works
-            else f"Does it take {len(space.mean)} channels? Give in_chans or `size`."
+        note = f"does not accept images of {size} ({_reason(error)}). {_advice(classifier, space)}"
+        return Finding("input", False, note)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        shape = getattr(logits, "shape", None)
+        found = type(logits).__name__ if shape is None else f"shape {tuple(shape)}"
+        note = (
+            f"logits must have shape (B, K), it returns {found}. Pool its output, keep its head."
         )
-        return Finding("input", False, f"does not accept images of {size} ({reason}). {advice}")
-    if logits.ndim != 2 or len(logits) != len(x):
-        note = f"logits must have shape (B, K), it returns {tuple(logits.shape)}. Pool its output."
         return Finding("input", False, note)
     if not logits.isfinite().all():
         return Finding("input", False, "logits are not finite. Check its weights and precision.")
     return Finding("input", True, f"{len(space.mean)} channels, {size}")
 
 
+def _advice(classifier: nn.Module, space: PixelSpace) -> str:
+    """Returns what to do about images of a size that a classifier does not accept."""
+    own = (getattr(classifier, "pretrained_cfg", None) or {}).get("input_size") or (0,)
+    sizes = dict.fromkeys((own[-1], *OTHER_SIZES))
+    works = [s for s in sizes if s and _accepts(classifier, space, s)]
+    if not works:
+        return f"Does it take {len(space.mean)} channels? Give in_chans or `size`."
+    best, *others = works[:3]
+    more = f" ({' and '.join(map(str, others))} work too)" if others else ""
+    return f"Give size={best}{more}, or create it with img_size={space.size[0]} if it takes that."
+
+
 def _gradient(classifier: nn.Module, space: PixelSpace, x: Tensor) -> Finding:
-    with torch.inference_mode(False), torch.enable_grad(), frozen(classifier):
-        x = x.clone().requires_grad_()
-        logits = classifier(space(x))
-        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x, allow_unused=True)
-    if gradient is None or not gradient.isfinite().all():
-        note = "the gradient with respect to pixels is missing or not finite; no chain can move."
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), frozen(classifier):
+            x = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(classifier(space(x))[:, 0].sum(), x)
+    except RuntimeError as error:
+        note = f"no gradient with respect to pixels ({_reason(error)}). {UNCUT}"
+        return Finding("gradient", False, note)
+    if not gradient.isfinite().all():
+        note = f"the gradient with respect to pixels is not finite. {UNCUT}"
         return Finding("gradient", False, note)
     norm = float(gradient.flatten(1).norm(dim=1).mean())
     if norm == 0:
@@ -191,6 +204,11 @@ def _independence(classifier: nn.Module, space: PixelSpace, x: Tensor) -> Findin
         )
         return Finding("independence", False, note)
     return Finding("independence", True, f"other images change a logit by {gap:.1g} at most")
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:120]
 
 
 def _logits(classifier: nn.Module, x: Tensor) -> Tensor:

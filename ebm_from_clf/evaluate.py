@@ -10,14 +10,13 @@ images, so it is always printed beside that of as many real images the generator
 
 __all__ = ["accuracy", "calibration_error", "diversity", "evaluate", "features", "frechet"]
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from .data import collate, gather
+from .data import gather, loader
 from .energy import ClassifierEnergy, evaluation_mode
 from .space import PixelSpace
 
@@ -151,14 +150,10 @@ def _logits(energy: ClassifierEnergy, dataset: Dataset) -> tuple[Tensor, Tensor]
     logits, labels = [], []
     device = energy.reference.mean.device
     with torch.no_grad():
-        for x, y in _loader(dataset):
+        for x, y in loader(dataset, 250):
             logits.append(energy.logits(x.to(device)).cpu())
             labels.append(y)
     return torch.cat(logits), torch.cat(labels)
-
-
-def _loader(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from DataLoader(dataset, batch_size=250, collate_fn=collate)
 
 
 def _root(matrix: Tensor) -> Tensor:

@@ -17,19 +17,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .chains import ChainStore
 from .contrastive import Contrastive, Terms
-from .data import Batches, collate
+from .data import Batches, check_labels, loader
 from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .pictures import grid
@@ -55,7 +57,11 @@ class Finetuner:
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.dataset = dataset
-        n_classes = _check_data(energy, dataset)
+        n_classes = check_labels(dataset, energy.n_classes)
+        try:
+            energy.space.check(dataset[0][0][None])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"data: {error}") from error
         seed = settings.seed * 1009 + self.accelerator.process_index
         self.generator = torch.Generator().manual_seed(seed)
         start = settings.start.build(energy, dataset, n_classes)
@@ -77,25 +83,9 @@ class Finetuner:
         self.gen = Contrastive(
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
-        optimizer = create_optimizer_v2(
-            energy.classifier,
-            opt=settings.optimizer,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-        )
+        optimizer, self.schedule = _optimizer(energy.classifier, settings)
         # Chains run through the classifier itself, the loss through what Accelerate made of it.
         self.wrapped, self.optimizer = self.accelerator.prepare(energy.classifier, optimizer)
-        self.schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=settings.schedule,
-            num_epochs=settings.updates,
-            warmup_epochs=min(settings.warmup, settings.updates // 2),
-            warmup_lr=settings.learning_rate / 100,
-            min_lr=settings.learning_rate / 50,
-            step_on_epochs=False,
-            updates_per_epoch=1,
-        )
         # With these numbers the decay begins near 0 and rises as n / (10 + n).
         self.ema = ModelEmaV3(
             energy.classifier,
@@ -108,21 +98,38 @@ class Finetuner:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that the rest of the run depends on; data order follows from `update`."""
+        return {
+            "update": self.update,
+            "seconds": self.seconds,
+            "classifier": self.energy.classifier.state_dict(),
+            "average": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "chains": self.chains.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of :meth:`state_dict`, bit for bit.
+
+        Arguments:
+            state: The state, from a run of the same settings and data.
+        """
+        self.update, self.seconds = state["update"], state["seconds"]
+        self.energy.classifier.load_state_dict(state["classifier"])
+        self.ema.module.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.chains.load_state_dict(state["chains"])
+        self.generator.set_state(state["generator"])
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yields observed images and labels, then clean ones, from where the run stands."""
         seed = self.settings.seed + 7919 * self.accelerator.process_index
-        sizes = (self.settings.batch_size, self.settings.clean_batch_size)
+        sizes = (self.settings.batch_size, max(self.settings.clean_batch_size, 1))
+        n = len(self.dataset)  # type: ignore[arg-type]
         loaders = [
-            DataLoader(
-                self.dataset,
-                batch_sampler=Batches(
-                    len(self.dataset),  # type: ignore[arg-type]
-                    max(size, 1),
-                    seed=seed + 31 * part,
-                    position=self.update,
-                ),
-                collate_fn=collate,
-            )
+            loader(self.dataset, Batches(n, size, seed=seed + 31 * part, position=self.update))
             for part, size in enumerate(sizes)
         ]
         for (x, y), (clean, labels) in zip(*loaders, strict=True):
@@ -269,26 +276,25 @@ def finetune(
     return energy
 
 
-def _check_data(energy: ClassifierEnergy, dataset: Dataset) -> int:
-    """Checks that images and labels fit the classifier; returns its number of classes."""
-    labels = getattr(dataset, "labels", None)
-    if labels is None:
-        labels = [int(dataset[i][1]) for i in range(len(dataset))]  # type: ignore[arg-type]
-    y = torch.as_tensor(labels)
-    n_classes = energy.n_classes or int(y.max()) + 1
-    if len(y) == 0 or int(y.min()) < 0 or int(y.max()) >= n_classes:
-        raise UsageError(
-            f"the data have labels {int(y.min())} to {int(y.max())}, the classifier has "
-            f"{n_classes} classes. Give num_classes={int(y.max()) + 1}."
-        )
-    empty = (torch.bincount(y, minlength=n_classes) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise UsageError(
-            f"no image of class {', '.join(map(str, empty[:8]))}; every class of the classifier "
-            "needs some. Add data, or give the classifier fewer classes."
-        )
-    try:
-        energy.space.check(dataset[0][0][None])
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"data: {error}") from error
-    return n_classes
+def _optimizer(
+    classifier: nn.Module, settings: Settings
+) -> tuple[torch.optim.Optimizer, Scheduler]:
+    """Creates the optimiser, and its schedule counted in updates."""
+    optimizer = create_optimizer_v2(
+        classifier,
+        opt=settings.optimizer,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+    )
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=settings.schedule,
+        num_epochs=settings.updates,
+        warmup_epochs=min(settings.warmup, settings.updates // 2),
+        warmup_lr=settings.learning_rate / 100,
+        min_lr=settings.learning_rate / 50,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return optimizer, schedule

@@ -8,9 +8,10 @@ resolved to beside its weights.
 __all__ = ["Recipe", "check_yaml", "find_recipe"]
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
@@ -21,7 +22,8 @@ from .convert import convert, create_classifier
 from .data import gather, load_data
 from .energy import ClassifierEnergy, Gauge, Support
 from .errors import UsageError
-from .reference import FittedGaussian, Reference, SpectralNoise, WhiteNoise
+from .fitted import FittedGaussian
+from .reference import Reference, SpectralNoise, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace
 
@@ -46,6 +48,18 @@ class ClassifierSettings:
     size: int | None = None
     epochs: int = 0
     kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or (self.size is not None and self.size < 1):
+            raise ValueError(
+                "ClassifierSettings: `epochs` must be 0 or more and `size` positive, "
+                f"got {self.epochs} and {self.size}."
+            )
+        twice = {"name", "pretrained"} & set(self.kwargs)
+        if twice:
+            raise ValueError(
+                f"ClassifierSettings: {sorted(twice)[0]!r} stands beside `kwargs`, not in it."
+            )
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,13 @@ class ReferenceSettings:
     scale: float = 0.25
     alpha: float = 2.0
     floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and self.floor > 0):
+            raise ValueError(
+                "ReferenceSettings: `scale` and `floor` must be positive, "
+                f"got {self.scale} and {self.floor}."
+            )
 
     def build(self, space: PixelSpace, dataset: Dataset) -> Reference:
         """Creates the reference for images of a space, fitted to data where it needs them."""
@@ -195,6 +216,8 @@ def find_recipe(name: str) -> Path:
 def check_yaml(path: Path) -> None:
     """Refuses what YAML can hold and a recipe must not: tags, aliases, duplicates, NaN.
 
+    Also keys that no section has, and a section that is kept in another file.
+
     Arguments:
         path: The file.
 
@@ -212,17 +235,31 @@ def check_yaml(path: Path) -> None:
             if tag:
                 raise UsageError(f"{path}: the tag {tag} is not allowed. Remove it.")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = str(error).strip().replace("\n", " ")
         raise UsageError(f"{path}: not valid YAML ({reason[:160]}).") from error
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values; this is not one.")
     _check_node(path, root)
+    _check_keys(path, root, Recipe)
+
+
+def _check_keys(path: Path, node: yaml.MappingNode, kind: type, section: str = "") -> None:
+    fields = get_type_hints(kind)
+    for key, value in node.value:
+        name = f"{section}{key.value}"
+        if key.value not in fields:
+            near = get_close_matches(key.value, fields, 1) or sorted(fields)
+            raise UsageError(f"{path}: a recipe has no key {name!r}. Try {', '.join(near)}.")
+        if is_dataclass(fields[key.value]):
+            if not isinstance(value, yaml.MappingNode):
+                raise UsageError(f"{path}: {name!r} must hold keys of its own.")
+            _check_keys(path, value, fields[key.value], f"{name}.")
 
 
 def _check_node(path: Path, node: yaml.Node) -> None:
     if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
+        keys = [str(key.value) for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise UsageError(f"{path}: key {sorted(twice)[0]!r} is given twice. Remove one.")
@@ -231,7 +268,12 @@ def _check_node(path: Path, node: yaml.Node) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             _check_node(path, value)
-    elif node.tag == "tag:yaml.org,2002:float":
-        value = float(node.value.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-        if not math.isfinite(value):
+    elif isinstance(node, yaml.ScalarNode) and not node.style:
+        # Also what YAML takes for text and the parser of arguments for a number: nan, 1e400.
+        text = node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
+        try:
+            finite = math.isfinite(float(text))
+        except ValueError:
+            return
+        if not finite:
             raise UsageError(f"{path}: {node.value} is not a finite number.")

@@ -1,5 +1,6 @@
 """The loop: what it learns, what it keeps, how it stops."""
 
+import copy
 import json
 
 import pytest
@@ -61,6 +62,14 @@ def test_two_runs_of_one_seed_agree_and_of_two_do_not(digits):
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_global_randomness_is_left_alone(digits):
+    e = energy(digits)
+    state = torch.get_rng_state()
+    finetune(e, digits, Settings(updates=2, **QUICK))
+    accuracy(e, digits)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_statistics_of_normalisation_and_modes_stay(digits):
     e = energy(digits)
     before = {k: v.clone() for k, v in e.classifier.named_buffers()}
@@ -77,6 +86,27 @@ def test_kept_weights_are_the_moving_average(digits):
     kept = tuner.ema.module.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in e.classifier.state_dict().items())
     assert e.start is tuner.start and e.sampler.n_steps == round(2 / 0.05)
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(digits):
+    settings = Settings(updates=6, **QUICK)
+    whole = Finetuner(energy(digits), digits, settings)
+    whole.run()
+    first = Finetuner(energy(digits), digits, settings)
+    for batch in first.batches():
+        first.step(*batch)
+        if first.update == 3:
+            break
+    state = copy.deepcopy(first.state_dict())
+    second = Finetuner(energy(digits), digits, settings)
+    second.load_state_dict(state)
+    second.run()
+    assert second.update == 6
+    assert torch.equal(second.chains.state, whole.chains.state)
+    pairs = zip(
+        second.energy.classifier.parameters(), whole.energy.classifier.parameters(), strict=True
+    )
+    assert all(torch.equal(p, q) for p, q in pairs)
 
 
 def test_log_is_one_line_per_interval(digits, tmp_path):

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "noise"],
     ["reference", "space"],
-    ["energy", "start"],
+    ["energy", "fitted", "start"],
     ["langevin", "chains"],
     ["contrastive"],
     ["folder", "folders", "pictures", "doctor"],
