@@ -83,13 +83,14 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def diversity(found: Tensor, y: Tensor) -> float:
-    """Returns the mean distance of two images of one class, over the classes.
+    """Returns the mean distance of two images of one class, over classes of two or more.
 
     Arguments:
         found: Features, with shape (N, D).
         y: The class indices, with shape (N).
     """
-    return float(torch.stack([torch.pdist(found[y == c]).mean() for c in y.unique()]).mean())
+    distances = [torch.pdist(found[y == c]).mean() for c in y.unique() if int((y == c).sum()) > 1]
+    return float(torch.stack(distances).mean()) if distances else 0.0
 
 
 def evaluate(

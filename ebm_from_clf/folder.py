@@ -37,7 +37,8 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
         The 8-bit image, with shape (C, H, W).
 
     Raises:
-        UsageError: If the file is not an image, is truncated, or is a decompression bomb.
+        UsageError: If the file is not an image, is truncated, is a decompression bomb, or has
+            pixels without a known range.
     """
     try:
         with warnings.catch_warnings():
@@ -56,6 +57,8 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
             f"{path}: not a readable image ({', '.join(FORMATS)}), or truncated. Remove or "
             "replace it."
         ) from error
+    if upright.mode == "F":
+        raise UsageError(f"{path}: floats have no black and white. Save it with 8 or 16 bits.")
     return to_pixels(upright, size, channels)
 
 

@@ -67,15 +67,20 @@ def quickstart(
         progress=progress("sample", steps),
     )
     judge = train_judge(energy.space, run.train, len(classes), judge_epochs, progress)
-    numbers = evaluate(
-        energy,
-        run.test,
-        images=samples.images,
-        classes=samples.classes,
-        judge=judge,
-        judge_space=energy.space,
-        train=run.train,
+    numbers, starts = (
+        evaluate(
+            energy,
+            run.test,
+            images=images,
+            classes=samples.classes,
+            judge=judge,
+            judge_space=energy.space,
+            train=run.train,
+        )
+        for images in (samples.images, samples.frames[0])
     )
+    # What the chains added to their starts is part of the result.
+    numbers["starts"] = {k: starts["samples"][k] for k in ("agreement", "frechet_ratio")}
     seconds = round(time.perf_counter() - begin, 1)
     saturated = {"saturated": float(samples.saturated.mean())}
     metrics = run.metrics | numbers | saturated | {"seconds": seconds} | machine()
@@ -152,6 +157,8 @@ def _report(
         "expected calibration error": metrics["calibration_error"],
         "samples judged as their class": found["agreement"],
         "Frechet distance of samples": found["frechet"],
+        "of where their chains began": metrics["starts"]["frechet_ratio"]
+        * found["frechet_held_out"],
         "of as many held-out real images": found["frechet_held_out"],
         "accuracy of the judge": found["judge_accuracy"],
         "diversity within a class": found["diversity"],

@@ -24,7 +24,7 @@ from .pictures import grid, picture, write_film
 from .start import ReferenceStart
 
 PIXELS_AT_ONCE = 400_000
-FRAMES = 24
+FRAMES = 16
 
 
 class Samples(NamedTuple):
@@ -225,7 +225,7 @@ def write_samples(
     columns = min(n, 10)
     shown = (torch.arange(len(result.images)) % n < columns).nonzero().flatten()[:200]
     grid(result.images[shown], columns).save(folder / "grid.png")
-    few = (torch.arange(len(result.images)) % n < min(n, 6)).nonzero().flatten()[:60]
-    film = [grid(frame[few], min(n, 6), width=400) for frame in result.frames]
+    few = (torch.arange(len(result.images)) % n < min(n, 5)).nonzero().flatten()[:50]
+    film = [grid(frame[few], min(n, 5), width=400) for frame in result.frames]
     write_film(film, folder / "chains.gif")
     return result

@@ -338,7 +338,10 @@ WRONG = {
     "unknown setting": (lambda config: config["ebm"].update(sampler={"steps": 1}), "steps"),
     "wrong setting": (lambda config: config["ebm"].update(sampler={"step_size": 9}), "step_size"),
     "unknown classifier": (lambda config: config.update(architecture="resnt18"), "Unknown model"),
-    "other classifier": (lambda config: config.update(architecture="test_vit"), "classifier 'local-dir"),
+    "other classifier": (
+        lambda config: config.update(architecture="test_vit"),
+        "classifier 'local-dir",
+    ),
 }
 
 
