@@ -80,7 +80,7 @@ class ChainStore(nn.Module):
         if storage not in get_args(Storage):
             raise ValueError(f"ChainStore: `storage` is {get_args(Storage)}, got {storage!r}.")
         # Held, not owned: the energy saves the reference, the model folder the start.
-        self._held = (reference, start)
+        self._held = (reference, start.to(reference.mean.device))
         self.restart_rate = restart_rate
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
@@ -90,6 +90,11 @@ class ChainStore(nn.Module):
             kept[c] = self._pack(reference.encode(start(y, generator=generator)))
         self.register_buffer("state", kept)
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=kept.device))
+
+    @property
+    def start(self) -> Start:
+        """Where a chain begins."""
+        return self._held[1]
 
     @property
     def n_classes(self) -> int:

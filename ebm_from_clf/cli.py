@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from tqdm import tqdm
@@ -109,6 +110,8 @@ def _parser() -> ArgumentParser:
 def _named_recipe(argv: Sequence[str] | None) -> list[str]:
     """Looks up the recipe after --config and refuses what YAML must not hold."""
     found = list(sys.argv[1:] if argv is None else argv)
+    if found[:1] == ["quickstart"] and not any(word.startswith("--config") for word in found):
+        found[1:1] = ["--config", "mnist5k"]
     for i, word in enumerate(found):
         flag, equals, value = word.partition("=")
         if flag == "--config" and (equals or i + 1 < len(found)):
@@ -136,11 +139,12 @@ def _write_metrics(folder: str | Path, numbers: dict[str, Any]) -> None:
 
 
 def _open(name: str) -> ClassifierEnergy:
-    """Opens a saved energy, or converts a classifier of timm on the fly."""
+    """Opens a saved energy, or converts a classifier on the fly; on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     config = Path(name) / "config.json"
     if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
-        return load(name)
-    return convert(_timm_name(name))
+        return load(name).to(device)
+    return convert(_timm_name(name)).to(device)
 
 
 def _timm_name(name: str) -> str:
@@ -156,7 +160,8 @@ def _nothing_left(output: str | Path) -> Iterator[None]:
     try:
         yield
     except ValueError:
-        if fresh and folder.is_dir() and {p.name for p in folder.iterdir()} <= {"recipe.yaml"}:
+        files = {p.name for p in folder.rglob("*") if not p.is_dir()}
+        if fresh and folder.is_dir() and files <= {"recipe.yaml"}:
             shutil.rmtree(folder)
         raise
 
@@ -209,13 +214,18 @@ def _finetune(a: Namespace) -> None:
     with _nothing_left(a.output):
         run = finetune_recipe(a.recipe, a.output, _progress)
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
-    print(f"wrote {a.output}; sample with: ebm-from-clf sample {Path(a.output) / 'model'}")
+    model = Path(a.output) / "model"
+    print(f"wrote {a.output}; draw with: ebm-from-clf sample {model} --classes all --output DIR")
 
 
 def _sample(a: Namespace) -> None:
     """Draws images of classes into a folder."""
     energy = _open(a.model)
     classes = _classes(a.classes, energy)
+    if energy.sampler is None:
+        print(
+            "not fine-tuned: images are draws of the reference, faintly tilted by the classifier"
+        )
     sampler = energy.sampler or Langevin(n_steps=100)
     if a.steps is not None:
         sampler = replace(sampler, n_steps=a.steps)
@@ -264,7 +274,7 @@ def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
 
 
 def _quickstart_arguments(parser: ArgumentParser) -> None:
-    _recipe_arguments(parser, "mnist5k")
+    _recipe_arguments(parser)
     parser.add_argument("--output", default="runs/quickstart", help="Folder of the run.")
     parser.add_argument("--n", type=PositiveInt, default=100, help="Samples of each class.")
     parser.add_argument(
@@ -327,9 +337,7 @@ def _recipe(arguments: Namespace) -> Recipe:
     return Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
 
 
-def _recipe_arguments(parser: ArgumentParser, default: str | None = None) -> None:
-    files = [str(find_recipe(default))] if default else None
-    parser.default_config_files = files or []
+def _recipe_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help="A recipe: a file or a shipped name.")
     parser.add_class_arguments(Recipe)
 

@@ -13,7 +13,7 @@ chains for one and adds to any training loop as `loss = cross_entropy(f(x), y) +
 
 __all__ = ["Contrastive", "Objective", "Terms", "likelihood", "logistic", "trim"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -121,12 +121,17 @@ class Terms(NamedTuple):
 class Contrastive(nn.Module):
     """Creates the drop-in: a loss that makes a classifier generate, for any training loop.
 
+    It sets the energy's `start` and `sampler`, so that `sample` draws as the chains were trained.
+
     Arguments:
         energy: The energy; its classifier is the one being trained.
         sampler: The Langevin sampler of the synthesized images.
         chains: The persistent chains.
         objective: The loss.
         generator: The generator of all its noise.
+
+    Raises:
+        ValueError: If 8-bit chains are used for an energy that is not on the box.
     """
 
     def __init__(
@@ -144,6 +149,14 @@ class Contrastive(nn.Module):
         self.chains = chains
         self.objective = objective or Objective()
         self.generator = generator or torch.Generator().manual_seed(0)
+        if chains.storage == "uint8" and energy.support == "unbounded":
+            raise ValueError(
+                "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
+                "Use storage='float16', or a support on the box."
+            )
+        # A fresh chain is as long as chains in the store are on average.
+        n_steps = round(sampler.n_steps / max(chains.restart_rate, 0.01))
+        energy.start, energy.sampler = chains.start, replace(sampler, n_steps=n_steps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the contrastive loss of a batch; moves and keeps the chains of its classes.

@@ -40,7 +40,7 @@ REFUSALS = (
 
 
 def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:  # noqa: ANN401
-    """Creates a timm classifier; the name is passed through untouched.
+    """Creates a timm classifier, in evaluation mode; the name is passed through untouched.
 
     Arguments:
         name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`.
@@ -51,7 +51,7 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
         UsageError: If timm does not know the name or cannot load the weights.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except REFUSALS as error:
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         if " " not in reason:

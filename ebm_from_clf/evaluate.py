@@ -131,7 +131,9 @@ def evaluate(
     held, held_logits = features(judge, judge_space, held_x[: len(images)])
     found, judged = features(judge, judge_space, images)
     real, n = held_y[: len(images)], len(held)
-    distance, yardstick = frechet(found[:n], target), frechet(held, target)
+    # As many samples as held-out images, evenly over the classes they are ordered by.
+    even = torch.linspace(0, len(found) - 1, n).round().long()
+    distance, yardstick = frechet(found[even], target), frechet(held, target)
     return result | {
         "samples": {
             "n": len(images),

@@ -1,6 +1,6 @@
 r"""A reference with the moments of a data set.
 
-The maximum-likelihood Gaussian matches moments. With the mean :math:`\mu` it is either
+With the mean :math:`\mu` it is either
 
 .. math:: A = \mathrm{diag}(s) \qquad \text{or} \qquad A = L \otimes \mathcal{F}^{-1} a \mathcal{F}
 
@@ -53,7 +53,7 @@ class FittedGaussian(Reference):
         covariance: Literal["pixel", "spectral"] = "pixel",
         floor: float = 0.02,
     ) -> "FittedGaussian":
-        r"""Fits q by maximum likelihood, which for a Gaussian is moment matching.
+        r"""Fits q by matching moments.
 
         `pixel` matches the mean and the variance of every pixel. `spectral` matches the mean,
         the covariance of the channels and the power at every frequency of the residual.
@@ -97,7 +97,7 @@ def _stationary(cross: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Splits a cross-spectrum, with shape (C, C, H, W), into an amplitude and a covariance."""
     # Parseval: the mean of the cross-spectrum over frequencies is the covariance of a pixel.
     color = cross.real.mean((2, 3))
-    color = color + floor**2 * torch.eye(len(color), dtype=color.dtype)
+    color = color + floor**2 * torch.eye(len(color)).to(color)
     whiten = torch.linalg.inv(torch.linalg.cholesky(color)).to(cross.dtype)
     power = torch.einsum("ec,cdhw,ed->hw", whiten, cross, whiten).real / len(color)
     power = power.clamp_min(floor**2 / color.diagonal().mean())

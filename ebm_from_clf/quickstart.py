@@ -102,7 +102,7 @@ def train_judge(
         progress: Given a title and a total, returns what advances a progress bar.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(20)
+        torch.default_generator.manual_seed(20)
         judge = timm.create_model(
             "resnet18",
             in_chans=space.shape[0],

@@ -248,8 +248,8 @@ def _check_keys(path: Path, node: yaml.MappingNode, kind: type, section: str = "
     fields = get_type_hints(kind)
     for key, value in node.value:
         name = f"{section}{key.value}"
-        if key.value not in fields:
-            near = get_close_matches(key.value, fields, 1) or sorted(fields)
+        if not isinstance(key, yaml.ScalarNode) or key.value not in fields:
+            near = get_close_matches(str(key.value), fields, 1) or sorted(fields)
             raise UsageError(f"{path}: a recipe has no key {name!r}. Try {', '.join(near)}.")
         if is_dataclass(fields[key.value]):
             if not isinstance(value, yaml.MappingNode):

@@ -69,8 +69,11 @@ class Reference(nn.Module):
                 f"got shape {tuple(mean.shape)}."
             )
         channels, height, width = mean.shape
-        s = torch.as_tensor(scale, dtype=torch.float64).expand(mean.shape)
+        s = torch.as_tensor(scale).float().double().expand(mean.shape)
         log_abs_det = s.log().sum()
+        # Rounded first, so that what is computed here is computed alike from saved tensors.
+        amplitude = None if amplitude is None else amplitude.detach().float().to(mean.device)
+        color = None if color is None else color.detach().float()
         if amplitude is not None:
             _check_shape(name, "amplitude", amplitude, (height, width))
             log_abs_det = log_abs_det + channels * amplitude.double().log().sum()
@@ -86,7 +89,7 @@ class Reference(nn.Module):
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("scale", torch.as_tensor(scale).detach().clone().float())
         # Real images: the half-plane that rfft2 returns holds all of the amplitude.
-        half = None if amplitude is None else amplitude[:, : width // 2 + 1].detach().float()
+        half = None if amplitude is None else amplitude[:, : width // 2 + 1].clone()
         self.register_buffer("_half", half)
         self.register_buffer("_lower", None if color is None else lower.to(mean.device).float())
         self.register_buffer(
@@ -214,8 +217,9 @@ class SpectralNoise(Reference):
     ) -> None:
         if color is None and mean.shape[0] == 3:
             color = natural_color()
-        super().__init__(mean, scale, power_law(mean.shape[-2:], float(alpha)), color)
-        self.register_buffer("alpha", torch.as_tensor(float(alpha)))
+        exponent = torch.as_tensor(float(alpha), dtype=torch.float32)
+        super().__init__(mean, scale, power_law(mean.shape[-2:], float(exponent)), color)
+        self.register_buffer("alpha", exponent)
         self.register_buffer("color", None if color is None else color.detach().clone().float())
 
     alpha: Tensor

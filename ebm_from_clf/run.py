@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from .checkpoint import save
 from .classify import train_classifier
 from .convert import space_of
+from .data import check_labels
 from .energy import ClassifierEnergy
 from .evaluate import accuracy
 from .finetune import Finetuner
@@ -78,7 +79,7 @@ def finetune_recipe(recipe: Recipe, output: str | Path, progress: Progress = sil
     begin = time.perf_counter()
     classifier, space = _classifier(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
-    names = getattr(train, "class_names", [])
+    check_labels(train, getattr(classifier, "num_classes", None))
     folder = new_folder(output)
     resolved = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
     (folder / "recipe.yaml").write_text(resolved, encoding="utf-8")
@@ -91,13 +92,12 @@ def finetune_recipe(recipe: Recipe, output: str | Path, progress: Progress = sil
     every = recipe.finetune.log_every
     tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
     tuned = time.perf_counter()
-    energy.class_names = list(names) or None
     save(energy, folder / "model")
     metrics = {
         "accuracy_before": before,
         "accuracy_after": accuracy(energy, test),
         "updates": tuner.update,
-        "diverged": False,
+        "rollbacks": tuner.guard.rollbacks,
         "equivalent": energy.equivalent(recipe.finetune.sampler.temperature),
         "seconds_before_tuning": round(trained - begin, 1),
         "seconds_tuning": round(tuned - trained, 1),
@@ -131,9 +131,10 @@ def peak_memory() -> int:
 def _classifier(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
     with torch.random.fork_rng(devices=[]):
         # timm draws first weights from torch's global generator, the only way to seed them.
-        torch.random.manual_seed(recipe.finetune.seed)
+        torch.default_generator.manual_seed(recipe.finetune.seed)
         classifier = recipe.create()
-    return classifier, space_of(classifier, recipe.classifier.size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return classifier.to(device), space_of(classifier, recipe.classifier.size).to(device)
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 __all__ = ["ChainSettings", "Settings", "StartSettings"]
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ from .chains import Storage
 from .contrastive import Objective
 from .data import Augment, gather
 from .energy import ClassifierEnergy
+from .guard import GuardSettings
 from .langevin import Langevin
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
@@ -88,9 +90,8 @@ class Settings:
         chains: How chains are remembered.
         objective: What is minimised.
         augment: How images for the cross-entropy are augmented.
-        precision: `bf16` runs the network, not the chain, in bfloat16.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
-        max_score: Largest mean score, of either sign, before the run is stopped as diverged.
+        guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.
         seed: Seed of every random choice.
@@ -112,9 +113,8 @@ class Settings:
     chains: ChainSettings = field(default_factory=ChainSettings)
     objective: Objective = field(default_factory=Objective)
     augment: Augment = field(default_factory=Augment)
-    precision: Literal["no", "bf16"] = "no"
     channels_last: bool = False
-    max_score: float = 1e4
+    guard: GuardSettings = field(default_factory=GuardSettings)
     log_every: int = 10
     grid_every: int = 100
     seed: int = 0
@@ -123,5 +123,15 @@ class Settings:
         for name in ("updates", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: `{name}` must be 1 or more.")
-        if not self.learning_rate > 0 or not 0 <= self.ema < 1:
+        for name in ("clean_batch_size", "warmup", "grid_every", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Settings: `{name}` must be 0 or more.")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError("Settings: `clip_grad` must be positive.")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1:
             raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
+        if self.batch_size > self.chains.per_class:
+            raise ValueError(
+                f"Settings: a batch may hold {self.batch_size} images of one class, but `chains` "
+                f"keeps {self.chains.per_class} of each. Raise `per_class`."
+            )

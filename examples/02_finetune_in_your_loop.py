@@ -45,7 +45,6 @@ for _ in range(UPDATES):
 
 accuracy = (energy.logits(x).argmax(1) == y).float().mean()
 print(f"accuracy on its training images {accuracy:.3f}")
-energy.start = start
-images = ebm.sample(energy, range(10), n=8, sampler=ebm.Langevin(25, 0.1, 0.03))
+images = ebm.sample(energy, range(10), n=8)  # starts and moves as in training
 grid(images, columns=8).save("digits.png")
 print("wrote digits.png")

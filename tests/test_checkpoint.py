@@ -73,13 +73,7 @@ def amplitude():
     return 1 / (0.3 + k[:, None] + 2 * k[None])
 
 
-ROUNDED = pytest.mark.xfail(
-    strict=True, reason="the factor is computed before what it is made of is rounded to float32"
-)
-KINDS = [
-    pytest.param(kind, marks=ROUNDED) if kind in ("spectral, alpha", "fitted spectral") else kind
-    for kind in REFERENCES
-]
+KINDS = list(REFERENCES)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -189,6 +189,8 @@ BROKEN = {
     "page.jpg": lambda: b"<html><body>404</body></html>",
     "vector.png": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     "postscript.png": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    "portable.png": lambda: encoded("PPM"),
+    "icon.png": lambda: encoded("ICO"),
     "empty.png": lambda: b"",
     "half.png": lambda: encoded("PNG")[: len(encoded("PNG")) // 2],
     "half.jpg": lambda: encoded("JPEG")[: len(encoded("JPEG")) // 2],

@@ -12,6 +12,7 @@ from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
+from ebm_from_clf.guard import GuardSettings
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
 from ebm_from_clf.settings import ChainSettings, StartSettings
@@ -137,22 +138,36 @@ def test_optimisers_of_timm_run(digits, name):
     assert any(not torch.equal(p, q) for p, q in pairs)
 
 
-def test_bfloat16_runs_the_network_and_keeps_chains_in_full(digits):
-    tuner = Finetuner(energy(digits), digits, Settings(updates=2, precision="bf16", **QUICK))
+def test_guard_goes_back_and_the_run_ends_well(digits):
+    """Weights blown up on the way open the gap; the run returns, slows down and finishes."""
+    e = energy(digits)
+    options = QUICK | {"guard": GuardSettings(keep_every=4)}
+    tuner = Finetuner(e, digits, Settings(updates=24, log_every=2, **options))
+    step = tuner.step
+
+    def faulty(*batch):
+        if tuner.update == 11:
+            with torch.no_grad():
+                e.classifier.fc.weight.mul_(1e5)
+        return step(*batch)
+
+    tuner.step = faulty
     tuner.run()
-    assert tuner.chains.state.dtype == torch.float32
-    assert torch.isfinite(tuner.chains.state).all()
+    assert tuner.update == 24 and tuner.guard.rollbacks == 1
+    assert tuner.history[-1]["rollbacks"] == 1 and tuner.history[-1]["worst"] < 50
+    assert tuner.guard.rate == 0.5
 
 
 def test_divergence_is_reported_not_masked(digits):
-    settings = Settings(updates=60, learning_rate=3.0, warmup=0, log_every=1, **QUICK)
-    with pytest.raises(Diverged, match="diverged at update"):
+    options = QUICK | {"guard": GuardSettings(slow_down=1.0, rollbacks=2)}
+    settings = Settings(updates=60, learning_rate=3.0, warmup=0, log_every=1, **options)
+    with pytest.raises(Diverged, match="after 2 rollbacks"):
         finetune(energy(digits), digits, settings)
 
 
 def test_a_weight_that_is_not_finite_stops_the_run(digits):
     e = energy(digits)
-    tuner = Finetuner(e, digits, Settings(updates=5, log_every=1, **QUICK))
+    tuner = Finetuner(e, digits, Settings(updates=20, log_every=1, **QUICK))
     with torch.no_grad():
         e.classifier.fc.bias[0] = float("nan")
     with pytest.raises(Diverged):

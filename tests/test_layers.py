@@ -10,7 +10,7 @@ FLOORS = [
     ["energy", "fitted", "start"],
     ["langevin", "chains"],
     ["contrastive"],
-    ["folder", "folders", "pictures", "doctor"],
+    ["folder", "folders", "guard", "pictures", "doctor"],
     ["data", "convert"],
     ["classify", "checkpoint", "evaluate", "sample", "settings"],
     ["finetune"],

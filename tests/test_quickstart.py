@@ -33,7 +33,7 @@ def test_quickstart_leaves_everything_it_promises(tmp_path):
     }  # fmt: skip
     assert len(list((out / "samples").glob("*/*.png"))) == 20
     assert {"accuracy_before", "accuracy_after", "seconds", "peak_memory_mb"} <= set(metrics)
-    assert metrics["samples"]["n"] == 20 and metrics["diverged"] is False
+    assert metrics["samples"]["n"] == 20 and metrics["rollbacks"] == 0
     report = (out / "report.html").read_text()
     assert report.count("data:image/") == 2 and "<polyline" in report and "http" not in report
 
