@@ -33,7 +33,7 @@ class GuardSettings:
         rollbacks: Returns before the run is stopped as diverged.
     """
 
-    max_gap: float = 3.0
+    max_gap: float = 2.0
     max_score: float = 1e4
     keep_every: int = 40
     slow_down: float = 0.5

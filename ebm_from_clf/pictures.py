@@ -66,5 +66,5 @@ def write_film(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.
     """
     duration = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
     duration[-1] = 1500
-    first, *rest = (frame.quantize(64) for frame in frames)
+    first, *rest = (frame.quantize(32) for frame in frames)
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)

@@ -226,6 +226,6 @@ def write_samples(
     shown = (torch.arange(len(result.images)) % n < columns).nonzero().flatten()[:200]
     grid(result.images[shown], columns).save(folder / "grid.png")
     few = (torch.arange(len(result.images)) % n < min(n, 5)).nonzero().flatten()[:50]
-    film = [grid(frame[few], min(n, 5), width=400) for frame in result.frames]
+    film = [grid(frame[few], min(n, 5), width=300) for frame in result.frames]
     write_film(film, folder / "chains.gif")
     return result
