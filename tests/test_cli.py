@@ -44,7 +44,7 @@ finetune:
   start:
     rank: 2
   chains:
-    per_class: 8
+    per_class: 16
     restart_rate: 0.5
 """
 
@@ -139,8 +139,8 @@ FAULTS = {
     "negative shift": ("updates: 2", "augment:\n    shift: -1", "`shift` must be 0 or more"),
     "no scale": ("data:\n", "reference:\n  scale: 0.0\ndata:\n", "`scale` and `floor`"),
     "no gain": ("data:\n", "energy:\n  gain: 0.0\ndata:\n", "`gain` must be positive"),
-    "no chains": ("per_class: 8", "per_class: 0", "chain of each"),
-    "too few chains": ("per_class: 8", "per_class: 1", "Raise `per_class`"),
+    "no chains": ("per_class: 16", "per_class: 0", "`chains` keeps 0 of each"),
+    "too few chains": ("per_class: 16", "per_class: 1", "Raise `per_class`"),
     "unknown optimizer": ("updates: 2", "optimizer: adm", "adm not found"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
     "unknown data": ("name: digits8x8", "name: digits", "'digits' is neither mnist5k nor"),
