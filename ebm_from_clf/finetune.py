@@ -63,14 +63,12 @@ class Finetuner:
             energy.space.check(dataset[0][0][None])
         except (TypeError, ValueError) as error:
             raise UsageError(f"data: {error}") from error
-        seed = settings.seed * 1009 + self.accelerator.process_index
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(settings.seed * 1009)
         start = settings.start.build(energy, dataset, n_classes)
         self.energy = energy.to(self.device)
-        self.start = start.to(self.device)
         self.chains = ChainStore(
             energy.reference,
-            self.start,
+            start,
             n_classes,
             per_class=settings.chains.per_class,
             restart_rate=settings.chains.restart_rate,
@@ -128,7 +126,7 @@ class Finetuner:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yields observed images and labels, then clean ones, from where the run stands."""
-        seed = self.settings.seed + 7919 * self.accelerator.process_index
+        seed = self.settings.seed
         sizes = (self.settings.batch_size, max(self.settings.clean_batch_size, 1))
         n = len(self.dataset)  # type: ignore[arg-type]
         loaders = [
@@ -207,7 +205,7 @@ class Finetuner:
                 line = self._log(pending)
                 pending = []
                 self._watch(line)
-                if output is not None and self.accelerator.is_main_process:
+                if output is not None:
                     with (output / "metrics.jsonl").open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
                 if callback is not None:

@@ -86,7 +86,7 @@ def test_kept_weights_are_the_moving_average(digits):
     tuner.run()
     kept = tuner.ema.module.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in e.classifier.state_dict().items())
-    assert e.start is tuner.start and e.sampler.n_steps == round(2 / 0.05)
+    assert e.start is tuner.chains.start and e.sampler.n_steps == round(2 / 0.05)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(digits):
