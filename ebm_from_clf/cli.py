@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -211,8 +211,11 @@ def _convert(a: Namespace) -> None:
 
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
+    if a.resume == "auto" and (Path(a.output) / "metrics.json").exists():
+        print(f"{a.output} is finished already; nothing to resume")
+        return
     with _nothing_left(a.output):
-        run = finetune_recipe(a.recipe, a.output, _progress)
+        run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
     model = Path(a.output) / "model"
     print(f"wrote {a.output}; draw with: ebm-from-clf sample {model} --classes all --output DIR")
@@ -299,6 +302,12 @@ def _convert_arguments(parser: ArgumentParser) -> None:
 def _finetune_arguments(parser: ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--output", required=True, help="Folder of the run.")
+    parser.add_argument(
+        "--resume",
+        type=Literal["never", "auto"],
+        default="never",
+        help="auto: go on where a run in that folder was interrupted.",
+    )
 
 
 def _sample_arguments(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ with one forward of all images together. The weights that are kept are the expon
 average of those that moved.
 """
 
-__all__ = ["Finetuner", "finetune"]
+__all__ = ["STATE", "Finetuner", "finetune"]
 
 import json
 import time
@@ -18,23 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from .chains import ChainStore
 from .contrastive import Contrastive, Terms
 from .data import Batches, check_labels, loader
+from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .guard import Guard
 from .pictures import grid
 from .settings import Settings
+from .state import write_state
+
+STATE = "state.safetensors"
 
 
 class Finetuner:
@@ -53,10 +52,6 @@ class Finetuner:
         self, energy: ClassifierEnergy, dataset: Dataset, settings: Settings | None = None
     ) -> None:
         self.settings = settings = settings or Settings()
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise UsageError("fine-tuning in several processes is not supported yet; start one.")
-        self.device = self.accelerator.device
         self.dataset = dataset
         n_classes = check_labels(dataset, energy.n_classes)
         try:
@@ -65,6 +60,8 @@ class Finetuner:
             raise UsageError(f"data: {error}") from error
         self.generator = torch.Generator().manual_seed(settings.seed * 1009)
         start = settings.start.build(energy, dataset, n_classes)
+        self.descent = Descent(energy.classifier, settings)
+        self.device = self.descent.device
         self.energy = energy.to(self.device)
         self.chains = ChainStore(
             energy.reference,
@@ -78,21 +75,11 @@ class Finetuner:
         self.gen = Contrastive(
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
-        optimizer, self.schedule = _optimizer(energy.classifier, settings)
-        # Chains run through the classifier itself, the loss through what Accelerate made of it.
-        self.wrapped, self.optimizer = self.accelerator.prepare(energy.classifier, optimizer)
-        # With these numbers the decay begins near 0 and rises as n / (10 + n).
-        self.ema = ModelEmaV3(
-            energy.classifier,
-            decay=settings.ema,
-            use_warmup=True,
-            warmup_gamma=10.0,
-            warmup_power=1.0,
-        )
         self.guard = Guard(settings.guard)
         self.update = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
+        self._written = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the rest of the run depends on; data order follows from `update`."""
@@ -100,9 +87,8 @@ class Finetuner:
             "update": self.update,
             "seconds": self.seconds,
             "rollbacks": self.guard.rollbacks,
-            "classifier": self.energy.classifier.state_dict(),
-            "average": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "descent": self.descent.state_dict(),
             "chains": self.chains.state_dict(),
             "generator": self.generator.get_state(),
         }
@@ -114,14 +100,14 @@ class Finetuner:
             state: The state, from a run of the same settings and data.
         """
         self.update, self.seconds = state["update"], state["seconds"]
+        self._written = self.update
         self.guard.rollbacks = state["rollbacks"]
+        self.history = list(state["history"])
         self.generator.set_state(state["generator"])
         self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.energy.classifier.load_state_dict(state["classifier"])
-        self.ema.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.descent.load_state_dict(state["descent"])
         self.chains.load_state_dict(state["chains"])
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -149,17 +135,10 @@ class Finetuner:
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
         synthesized = self.gen.synthesize(y)
-        terms = self.gen.terms(x, y, synthesized, pair, classify=self.wrapped)
-        self.schedule.step_update(self.update)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= self.guard.rate
-        self.optimizer.zero_grad()
-        self.accelerator.backward(terms.contrast + weight * terms.cross_entropy)
-        if self.settings.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
-        self.optimizer.step()
+        terms = self.gen.terms(x, y, synthesized, pair, classify=self.descent.wrapped)
+        loss = terms.contrast + weight * terms.cross_entropy
+        self.descent.step(loss, self.update, self.guard.rate)
         self.update += 1
-        self.ema.update(self.energy.classifier, self.update)
         return terms
 
     def run(
@@ -171,8 +150,8 @@ class Finetuner:
         """Runs to the end; the classifier then holds the averaged weights.
 
         Arguments:
-            output: A folder for `metrics.jsonl` and pictures of the chains in `chains/`. `None`
-                for neither.
+            output: A folder for the log `metrics.jsonl`, pictures of the chains in `chains/`,
+                and the state to resume from in `state.safetensors`. `None` for none of them.
             callback: Called with each line of the log.
 
         Raises:
@@ -180,6 +159,8 @@ class Finetuner:
         """
         if output is not None:
             (output / "chains").mkdir(parents=True, exist_ok=True)
+            # The lines after the state that this run resumes from are written again.
+            _append(output, self.history, mode="w")
         classifier = self.energy.classifier
         if self.settings.channels_last:
             classifier.to(memory_format=torch.channels_last)
@@ -188,33 +169,41 @@ class Finetuner:
         finally:
             if self.settings.channels_last:
                 classifier.to(memory_format=torch.contiguous_format)
-        classifier.load_state_dict(self.ema.module.state_dict())
+        self.descent.finish()
 
     def _loop(
         self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
     ) -> None:
-        settings = self.settings
         pending: list[Terms] = []
         self.guard.keep(self.update, self.state_dict())
-        for batch in self.batches():
+        batches = self.batches()
+        while self.update < self.settings.updates:
             begin = time.perf_counter()
-            pending.append(self.step(*batch))
+            pending.append(self.step(*next(batches)))
             self.seconds += time.perf_counter() - begin
-            last = self.update >= settings.updates
-            if self.update % settings.log_every == 0 or last:
+            if self._due(self.settings.log_every):
                 line = self._log(pending)
                 pending = []
                 self._watch(line)
                 if output is not None:
-                    with (output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                    self._write(output, line)
                 if callback is not None:
                     callback(line)
-            drawn = settings.grid_every and (self.update % settings.grid_every == 0 or last)
-            if output is not None and drawn and self.energy.reference.shape[0] in (1, 3):
+            drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
+            if output is not None and drawable and self._due(self.settings.grid_every):
                 self.picture().save(output / "chains" / f"{self.update:06d}.png")
-            if last:
-                break
+
+    def _due(self, every: int) -> bool:
+        """Tells whether something is due that is done every so often, and at the end."""
+        return every > 0 and (self.update % every == 0 or self.update == self.settings.updates)
+
+    def _write(self, output: Path, line: dict[str, float]) -> None:
+        """Writes a line of the log and, when it is time, the state to resume from."""
+        _append(output, [line])
+        every = self.settings.checkpoint_every
+        if every and self.update // every > self._written // every:
+            write_state(output / STATE, self.state_dict())
+            self._written = self.update
 
     def picture(self) -> Image.Image:
         """Returns a grid of the chains in the store, one row per class, at most ten of each."""
@@ -248,13 +237,18 @@ class Finetuner:
             "synthesized": synthesized,
             "gap": observed - synthesized,
             "accuracy": sum(row[4] for row in table) / len(table),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.descent.rate,
             "mean_gap": sum(row[2] - row[3] for row in table) / len(table),
             "worst": max(abs(value) for row in table for value in row),
             "rollbacks": self.guard.rollbacks,
         }
         self.history.append(line)
         return line
+
+
+def _append(output: Path, lines: list[dict[str, float]], mode: str = "a") -> None:
+    with (output / "metrics.jsonl").open(mode, encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def finetune(
@@ -270,7 +264,7 @@ def finetune(
         energy: The energy.
         dataset: Pairs of an image in [0, 1] and a class index.
         settings: The settings.
-        output: A folder for the log and pictures. `None` for neither.
+        output: A folder for log, pictures and state; see :meth:`Finetuner.run`.
 
     Returns:
         The energy, with its `start` and `sampler` set to those of the run.
@@ -281,27 +275,3 @@ def finetune(
     """
     Finetuner(energy, dataset, settings).run(output)
     return energy
-
-
-def _optimizer(
-    classifier: nn.Module, settings: Settings
-) -> tuple[torch.optim.Optimizer, Scheduler]:
-    """Creates the optimiser, and its schedule counted in updates."""
-    optimizer = create_optimizer_v2(
-        classifier,
-        opt=settings.optimizer,
-        lr=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-    )
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=settings.schedule,
-        num_epochs=settings.updates,
-        warmup_epochs=min(settings.warmup, settings.updates // 2),
-        warmup_lr=settings.learning_rate / 100,
-        min_lr=settings.learning_rate / 50,
-        step_on_epochs=False,
-        updates_per_epoch=1,
-    )
-    return optimizer, schedule

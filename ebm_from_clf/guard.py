@@ -34,7 +34,7 @@ class GuardSettings:
     """
 
     max_gap: float = 2.0
-    max_score: float = 1e4
+    max_score: float = 1e3
     keep_every: int = 40
     slow_down: float = 0.5
     rollbacks: int = 6

@@ -1,13 +1,16 @@
 """A run: from a recipe to a folder with everything that belongs to it.
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
-`chains/`, the energy in `model/`, and `metrics.json`, written last.
+`chains/`, the energy in `model/`, and `metrics.json`, written last. Until then `before.json` and
+`state.safetensors` are what an interrupted run goes on from.
 """
 
 __all__ = ["Progress", "finetune_recipe", "peak_memory", "silent"]
 
+import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -26,11 +29,13 @@ from .classify import train_classifier
 from .convert import space_of
 from .data import check_labels
 from .energy import ClassifierEnergy
+from .errors import UsageError
 from .evaluate import accuracy
-from .finetune import Finetuner
+from .finetune import STATE, Finetuner
 from .folders import new_folder, write_json
 from .recipe import Recipe
 from .space import PixelSpace
+from .state import read_state
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -64,13 +69,17 @@ class Finished:
     history: list[dict[str, float]]
 
 
-def finetune_recipe(recipe: Recipe, output: str | Path, progress: Progress = silent) -> Finished:
+def finetune_recipe(
+    recipe: Recipe, output: str | Path, progress: Progress = silent, *, resume: bool = False
+) -> Finished:
     """Trains the classifier if the recipe says so, converts it, fine-tunes it and saves it.
 
     Arguments:
         recipe: The recipe.
-        output: The folder of the run; it must not exist, or be empty.
+        output: The folder of the run; it must not exist, or be empty, unless it is resumed.
         progress: Given a title and a total, returns what advances a progress bar.
+        resume: Whether to go on from the last state in the folder, if there is one; the result
+            is that of a run never interrupted.
 
     Raises:
         UsageError: If the folder is taken or something in the recipe cannot be used.
@@ -80,30 +89,56 @@ def finetune_recipe(recipe: Recipe, output: str | Path, progress: Progress = sil
     classifier, space = _classifier(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     check_labels(train, getattr(classifier, "num_classes", None))
-    folder = new_folder(output)
-    resolved = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
-    (folder / "recipe.yaml").write_text(resolved, encoding="utf-8")
-    _train(recipe, classifier, space, train, progress)
+    folder = _folder(recipe, Path(output), resume)
+    state = read_state(folder / STATE) if (folder / STATE).exists() else None
+    if state is None:
+        _train(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
-    before = accuracy(energy, test)
-    trained = time.perf_counter()
+    if state is None:
+        before = {"accuracy": accuracy(energy, test)}
+        before["seconds"] = round(time.perf_counter() - begin, 1)
+        write_json(folder / "before.json", before)
+    before = json.loads((folder / "before.json").read_text(encoding="utf-8"))
     tuner = Finetuner(energy, train, recipe.finetune)
+    if state is not None:
+        tuner.load_state_dict(state)
     advance = progress("fine-tune", recipe.finetune.updates)
+    advance(tuner.update)
     every = recipe.finetune.log_every
     tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
-    tuned = time.perf_counter()
     save(energy, folder / "model")
     metrics = {
-        "accuracy_before": before,
+        "accuracy_before": before["accuracy"],
         "accuracy_after": accuracy(energy, test),
         "updates": tuner.update,
         "rollbacks": tuner.guard.rollbacks,
         "equivalent": energy.equivalent(recipe.finetune.sampler.temperature),
-        "seconds_before_tuning": round(trained - begin, 1),
-        "seconds_tuning": round(tuned - trained, 1),
+        "seconds_before_tuning": before["seconds"],
+        "seconds_tuning": round(tuner.seconds, 1),
     } | machine()
     write_json(folder / "metrics.json", metrics)
+    for rest in (STATE, "before.json"):
+        (folder / rest).unlink(missing_ok=True)
     return Finished(energy, train, test, metrics, tuner.history)
+
+
+def _folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
+    """Creates the folder of a run and its recipe, or finds the one that is to be resumed."""
+    text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+    kept = folder / "recipe.yaml"
+    if not (resume and kept.exists()):
+        new_folder(folder)
+        kept.write_text(text, encoding="utf-8")
+    elif (folder / "metrics.json").exists():
+        raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
+    elif kept.read_text(encoding="utf-8") != text:
+        raise UsageError(
+            f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
+            "another --output."
+        )
+    # A model without metrics is one whose run was interrupted while it was written down.
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    return folder
 
 
 def machine() -> dict[str, Any]:

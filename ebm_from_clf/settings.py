@@ -94,6 +94,7 @@ class Settings:
         guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.
+        checkpoint_every: Updates between two states on disk to resume from, 0 for none.
         seed: Seed of every random choice.
     """
 
@@ -117,13 +118,20 @@ class Settings:
     guard: GuardSettings = field(default_factory=GuardSettings)
     log_every: int = 10
     grid_every: int = 100
+    checkpoint_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("updates", "batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: `{name}` must be 1 or more.")
-        for name in ("clean_batch_size", "warmup", "grid_every", "weight_decay"):
+        for name in (
+            "clean_batch_size",
+            "warmup",
+            "grid_every",
+            "checkpoint_every",
+            "weight_decay",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"Settings: `{name}` must be 0 or more.")
         if self.clip_grad is not None and not self.clip_grad > 0:

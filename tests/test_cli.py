@@ -498,3 +498,12 @@ def test_the_recipe_is_shown_without_a_run(tmp_path):
 def test_a_command_is_needed():
     refused("quickstart")
     refused("frobnicate", "frobnicate")
+
+
+def test_resume_of_a_finished_run_says_so_and_succeeds(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    command = ["finetune", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "run"]
+    assert call(*command, "--resume", "auto")[0] == 0
+    status, out, _ = call(*command, "--resume=auto")
+    assert status == 0 and "finished already" in out
+    refused("never", *command, "--resume", "always")

@@ -84,7 +84,7 @@ def test_kept_weights_are_the_moving_average(digits):
     e = energy(digits)
     tuner = Finetuner(e, digits, Settings(updates=4, **QUICK))
     tuner.run()
-    kept = tuner.ema.module.state_dict()
+    kept = tuner.descent.average.module.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in e.classifier.state_dict().items())
     assert e.start is tuner.chains.start and e.sampler.n_steps == round(2 / 0.05)
 

@@ -1,0 +1,109 @@
+r"""Descent of a loss in the weights of a classifier, and the average of the weights on the way.
+
+.. math:: \theta' = \theta - \eta_t \, \mathrm{precondition}(\nabla_\theta L), \qquad
+    \bar\theta' = d_t \bar\theta + (1 - d_t) \theta'
+
+with the optimiser, the schedule :math:`\eta_t` and the moving average of timm, on the device that
+Accelerate chooses. Weights that move never settle; their average is what is kept.
+"""
+
+__all__ = ["Descent"]
+
+from typing import Any
+
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from .errors import UsageError
+from .settings import Settings
+
+
+class Descent:
+    """Creates optimiser, schedule and moving average for a classifier.
+
+    Arguments:
+        classifier: The classifier, on the device of :attr:`device` or moved there.
+        settings: The settings.
+
+    Raises:
+        UsageError: If several processes were started, or timm cannot make the schedule.
+    """
+
+    def __init__(self, classifier: nn.Module, settings: Settings) -> None:
+        self.accelerator = Accelerator()
+        if self.accelerator.num_processes > 1:
+            raise UsageError("fine-tuning in several processes is not supported yet; start one.")
+        self.device = self.accelerator.device
+        self.classifier = classifier.to(self.device)
+        self.clip_grad = settings.clip_grad
+        optimizer = create_optimizer_v2(
+            classifier,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+        )
+        self.schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched=settings.schedule,
+            num_epochs=settings.updates,
+            warmup_epochs=min(settings.warmup, settings.updates // 2),
+            warmup_lr=settings.learning_rate / 100,
+            min_lr=settings.learning_rate / 50,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+        # Chains run through the classifier itself, the loss through what Accelerate made of it.
+        self.wrapped, self.optimizer = self.accelerator.prepare(classifier, optimizer)
+        # With these numbers the average's decay begins near 0 and rises as n / (10 + n).
+        self.average = ModelEmaV3(
+            classifier, decay=settings.ema, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0
+        )
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, loss: Tensor, update: int, factor: float = 1.0) -> None:
+        """Takes one step down the gradient of a loss.
+
+        Arguments:
+            loss: The loss, a scalar.
+            update: The number of steps taken before.
+            factor: A factor on the learning rate of the schedule.
+        """
+        self.schedule.step_update(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        if self.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.average.update(self.classifier, update + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the weights, their average, and the optimiser's memory."""
+        return {
+            "classifier": self.classifier.state_dict(),
+            "average": self.average.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave.
+
+        Arguments:
+            state: The state.
+        """
+        self.classifier.load_state_dict(state["classifier"])
+        self.average.module.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def finish(self) -> None:
+        """Puts the average in the place of the weights."""
+        self.classifier.load_state_dict(self.average.module.state_dict())

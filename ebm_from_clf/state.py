@@ -1,0 +1,92 @@
+"""The state of an unfinished run as one file: tensors in safetensors, the rest as JSON in it.
+
+A tree of dictionaries, lists, numbers, texts and tensors goes in and comes back bit for bit.
+Nothing is pickled, and the file is either the old one or the new one, never half of each.
+"""
+
+__all__ = ["read_state", "write_state"]
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import UsageError
+
+FORMAT = "1"
+
+
+def write_state(place: str | Path, state: dict[str, Any]) -> None:
+    """Writes a state in one piece.
+
+    Arguments:
+        place: The file; one that is there is replaced.
+        state: A tree of dictionaries with keys of text or whole numbers, lists, and what JSON
+            or a tensor can hold.
+    """
+    place = Path(place)
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, tensors))
+    part = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, part, metadata={"format": FORMAT, "tree": tree})
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_state(place: str | Path) -> dict[str, Any]:
+    """Reads a state that :func:`write_state` wrote, on the CPU; tuples come back as lists.
+
+    Arguments:
+        place: The file.
+
+    Raises:
+        UsageError: If the file is missing, damaged, or of a newer version.
+    """
+    try:
+        with safe_open(place, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata["format"] != FORMAT:
+                raise UsageError(f"{place}: written by another version; start the run anew.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return _unpack(json.loads(metadata["tree"]), tensors)
+    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"{place}: not the state of a run, or damaged ({type(error).__name__}). "
+            "Remove it to start the run anew."
+        ) from error
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - any node of the tree
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A clone: two names may share memory, which safetensors refuses.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        # Pairs, since JSON would turn whole-number keys into text.
+        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(item, tensors) for item in value]}
+    return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - any node of the tree
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(item, tensors) for key, item in content}
+    return [_unpack(item, tensors) for item in content]

@@ -1,0 +1,83 @@
+"""A run interrupted and resumed is the run never interrupted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from test_cli import RECIPE
+
+from ebm_from_clf import UsageError
+from ebm_from_clf.cli import read_recipe
+from ebm_from_clf.run import finetune_recipe
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    found = read_recipe(tmp_path / "recipe.yaml")
+    return replace(found, finetune=replace(found.finetune, updates=8, checkpoint_every=3))
+
+
+def log(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def interrupted_at(update):
+    """A progress bar that fails at an update of the fine-tuning, as a killed process would."""
+    done = {"n": 0}
+
+    def progress(title, total):
+        def advance(n):
+            done["n"] += n if title == "fine-tune" else 0
+            if done["n"] == update:
+                raise KeyboardInterrupt
+
+        return advance
+
+    return progress
+
+
+@pytest.mark.parametrize("at", [2, 5, 8])
+def test_resumed_run_is_the_run_never_interrupted(recipe, tmp_path, at):
+    whole = finetune_recipe(recipe, tmp_path / "whole")
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(recipe, out, interrupted_at(at))
+    assert (out / "state.safetensors").exists() == (at > 3) and not (out / "model").exists()
+    resumed = finetune_recipe(recipe, out, resume=True)
+    for name in ("model.safetensors", "ebm.safetensors", "config.json"):
+        first, second = (folder / "model" / name for folder in (tmp_path / "whole", out))
+        assert first.read_bytes() == second.read_bytes(), name
+    assert log(out) == log(tmp_path / "whole") and len(log(out)) == 8
+    for key in ("accuracy_before", "accuracy_after", "updates"):
+        assert resumed.metrics[key] == whole.metrics[key]
+    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+def test_resume_begins_a_run_that_is_not_there(recipe, tmp_path):
+    short = replace(recipe, finetune=replace(recipe.finetune, updates=1))
+    assert finetune_recipe(short, tmp_path / "new", resume=True).metrics["updates"] == 1
+
+
+def test_what_cannot_be_resumed_is_refused_and_kept(recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(recipe, out, interrupted_at(5))
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    other = replace(recipe, finetune=replace(recipe.finetune, seed=1))
+    with pytest.raises(UsageError, match="begun with another recipe. Resume with --config"):
+        finetune_recipe(other, out, resume=True)
+    with pytest.raises(UsageError, match="holds something already"):
+        finetune_recipe(recipe, out)
+    assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    (out / "state.safetensors").write_bytes(b"junk")
+    with pytest.raises(UsageError, match="Remove it to start the run anew"):
+        finetune_recipe(recipe, out, resume=True)
+
+
+def test_a_finished_run_is_not_run_again(recipe, tmp_path):
+    short = replace(recipe, finetune=replace(recipe.finetune, updates=1))
+    finetune_recipe(short, tmp_path / "run")
+    with pytest.raises(UsageError, match="finished"):
+        finetune_recipe(short, tmp_path / "run", resume=True)
