@@ -200,7 +200,7 @@ class Contrastive(nn.Module):
                 `DistributedDataParallel` is). `None` for the classifier itself.
         """
         n = len(x)
-        x = x + self.objective.data_noise * normal(x, self.generator)
+        x = self._observe(x)
         images = torch.cat([x, synthesized, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
         scores = self.energy.tilts(logits[: 2 * n]) / self.energy.gain
@@ -213,3 +213,15 @@ class Contrastive(nn.Module):
             hits = (rest.argmax(1) == labels).float().mean()
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
+
+    def _observe(self, x: Tensor) -> Tensor:
+        """Adds the data noise, within the support.
+
+        Chains cannot leave the support. If observed images could, the score would learn to tell
+        the two apart by that alone, and its gradient would have no end.
+        """
+        x = x + self.objective.data_noise * normal(x, self.generator)
+        if self.energy.support == "unbounded":
+            return x
+        reference = self.energy.reference
+        return reference.decode(self.energy.confine(reference.encode(x)))

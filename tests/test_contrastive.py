@@ -7,7 +7,15 @@ import toys
 from torch import nn
 from torch.nn import functional
 
-from ebm_from_clf import ChainStore, Contrastive, Langevin, Objective, ReferenceStart
+from ebm_from_clf import (
+    ChainStore,
+    ClassifierEnergy,
+    Contrastive,
+    Langevin,
+    Objective,
+    ReferenceStart,
+    WhiteNoise,
+)
 from ebm_from_clf.contrastive import likelihood, logistic, trim
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
@@ -104,6 +112,23 @@ def test_one_forward_serves_all_images():
     energy.classifier.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     gen.terms(X, Y, synthesized, (X[:4], Y[:4]))
     assert sizes == [16]
+
+
+@pytest.mark.parametrize("support", ["clamp", "reflect", "unbounded"])
+def test_noisy_data_stay_in_the_support_as_chains_do(support):
+    """Else the score learns to tell them apart by it, and grows without end."""
+    reference = WhiteNoise(torch.full(toys.SHAPE, 0.5), 0.25)
+    energy = ClassifierEnergy(toys.Smooth(), reference, support=support)
+    seen = []
+    energy.classifier.register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    gen = drop_in(energy, data_noise=0.1)
+    synthesized = gen.synthesize(Y)
+    x = X.round()
+    gen.terms(x, Y, synthesized)
+    observed = seen[-1][: len(x)]
+    outside = torch.maximum(-observed, observed - 1).max()
+    assert (observed - x).std() > 0.02
+    assert outside > 0.1 if support == "unbounded" else outside < 1e-6
 
 
 def test_learning_stops_at_the_mean_of_the_data():
