@@ -3,50 +3,49 @@
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 terminated.
 """
 
-__all__ = ["main", "read_recipe"]
+__all__ = ["main"]
 
-import dataclasses
 import json
 import shutil
 import signal
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse import ArgumentParser, Namespace
 from tqdm import tqdm
 
+from .arguments import (
+    EPILOG,
+    Formatter,
+    Parser,
+    convert_arguments,
+    doctor_arguments,
+    evaluate_arguments,
+    finetune_arguments,
+    named_recipe,
+    quickstart_arguments,
+    recipe_of,
+    sample_arguments,
+    stop,
+)
 from .checkpoint import load, save
 from .convert import convert, create_classifier, space_of
 from .data import load_data
 from .doctor import examine
-from .energy import ClassifierEnergy, Gauge
+from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import evaluate
 from .folders import new_folder, write_json
 from .langevin import Langevin
 from .quickstart import quickstart
-from .recipe import Recipe, check_yaml, find_recipe
 from .run import finetune_recipe, machine
 from .sample import write_samples
-
-EPILOG = """examples:
-  ebm-from-clf quickstart
-  ebm-from-clf doctor resnet50.a1_in1k
-  ebm-from-clf convert resnet50.a1_in1k --output models/resnet50
-  ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
-  ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
-  ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
-"""
-
-LONGEST_LINE = 300
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -58,67 +57,35 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         parser = _parser()
-        parsed = parser.parse_args(_named_recipe(argv))
+        parsed = parser.parse_args(named_recipe(argv))
         name = parsed.subcommand
         arguments = parser.instantiate(parsed)[name]
         if "finetune" in arguments:
-            arguments.recipe = _recipe(arguments)
+            arguments.recipe = recipe_of(arguments)
         COMMANDS[name][1](arguments)
     except (UsageError, ValueError) as error:
-        _stop(2, error)
+        stop(2, error)
     except (Diverged, OSError) as error:
-        _stop(1, error)
+        stop(1, error)
     except KeyboardInterrupt:
-        _stop(130, "interrupted")
+        stop(130, "interrupted")
     sys.exit(0)
 
 
-def _stop(status: int, why: object) -> NoReturn:
-    line = " ".join(str(why).split())
-    print(f"ebm-from-clf: {line}", file=sys.stderr)
-    sys.exit(status)
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Help with the defaults of options and the examples line by line."""
-
-
-class _Parser(ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        line = " ".join(message.split())[:LONGEST_LINE].rstrip(". ")
-        _stop(2, f"{line}. See --help.")
-
-
 def _parser() -> ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="ebm-from-clf",
         description="Turn a timm classifier into a class-conditional generator.",
         epilog=EPILOG,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
     commands = parser.add_subcommands(required=True)
     for name, (declare, function) in COMMANDS.items():
-        sub = _Parser(description=function.__doc__, allow_abbrev=False)
+        sub = Parser(description=function.__doc__, allow_abbrev=False)
         declare(sub)
         commands.add_subcommand(name, sub, help=function.__doc__)
     return parser
-
-
-def _named_recipe(argv: Sequence[str] | None) -> list[str]:
-    """Looks up the recipe after --config and refuses what YAML must not hold."""
-    found = list(sys.argv[1:] if argv is None else argv)
-    if found[:1] == ["quickstart"] and not any(word.startswith("--config") for word in found):
-        found[1:1] = ["--config", "mnist5k"]
-    for i, word in enumerate(found):
-        flag, equals, value = word.partition("=")
-        if flag == "--config" and (equals or i + 1 < len(found)):
-            path = find_recipe(value if equals else found[i + 1])
-            check_yaml(path)
-            found[i if equals else i + 1] = f"--config={path}" if equals else str(path)
-    return found
 
 
 def _progress(title: str, total: int) -> Callable[[int], None]:
@@ -161,7 +128,7 @@ def _nothing_left(output: str | Path) -> Iterator[None]:
         yield
     except ValueError:
         files = {p.name for p in folder.rglob("*") if not p.is_dir()}
-        if fresh and folder.is_dir() and files <= {"recipe.yaml"}:
+        if fresh and folder.is_dir() and files <= {"recipe.yaml", "before.json"}:
             shutil.rmtree(folder)
         raise
 
@@ -276,86 +243,11 @@ def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
     return found
 
 
-def _quickstart_arguments(parser: ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    parser.add_argument("--output", default="runs/quickstart", help="Folder of the run.")
-    parser.add_argument("--n", type=PositiveInt, default=100, help="Samples of each class.")
-    parser.add_argument(
-        "--judge_epochs", type=PositiveInt, default=8, help="Training of the judge."
-    )
-
-
-def _doctor_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("classifier", help="Any name of timm.")
-    parser.add_argument("--size", type=PositiveInt | None, help="Image size; its own by default.")
-    parser.add_argument("--pretrained", type=bool, default=True, help="Load its weights.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
-
-
-def _convert_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("classifier", help="Any name of timm.")
-    parser.add_argument("--output", required=True, help="Folder to write.")
-    parser.add_argument("--gauge", type=Gauge, default="raw", help="Common shift of the logits.")
-    parser.add_argument("--gain", type=PositiveFloat, default=1.0, help="Gain on the logits.")
-
-
-def _finetune_arguments(parser: ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    parser.add_argument("--output", required=True, help="Folder of the run.")
-    parser.add_argument(
-        "--resume",
-        type=Literal["never", "auto"],
-        default="never",
-        help="auto: go on where a run in that folder was interrupted.",
-    )
-
-
-def _sample_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", help="A saved energy, or any name of timm.")
-    parser.add_argument("--classes", required=True, help="Indices or names, or all: 3,7")
-    parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")
-    parser.add_argument("--steps", type=PositiveInt | None, help="Langevin steps.")
-    parser.add_argument("--output", required=True, help="Folder to write.")
-
-
-def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("model", help="A saved energy, or any name of timm.")
-    parser.add_argument("--data", required=True, help="mnist5k, digits8x8, folder, or timm's.")
-    parser.add_argument("--root", type=str | None, help="Folder of the data.")
-    parser.add_argument("--split", default="test", help="Part of the data.")
-    parser.add_argument("--output", required=True, help="Folder to write.")
-
-
-def read_recipe(path: str | Path) -> Recipe:
-    """Reads a recipe.
-
-    Arguments:
-        path: The YAML file.
-
-    Raises:
-        UsageError: If it is missing or no recipe.
-    """
-    parser = _Parser(prog="ebm-from-clf")
-    _recipe_arguments(parser)
-    arguments = _named_recipe(["--config", str(path)])
-    return _recipe(parser.instantiate(parser.parse_args(arguments)))
-
-
-def _recipe(arguments: Namespace) -> Recipe:
-    return Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
-
-
-def _recipe_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help="A recipe: a file or a shipped name.")
-    parser.add_class_arguments(Recipe)
-
-
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
-    "quickstart": (_quickstart_arguments, _quickstart),
-    "doctor": (_doctor_arguments, _doctor),
-    "convert": (_convert_arguments, _convert),
-    "finetune": (_finetune_arguments, _finetune),
-    "sample": (_sample_arguments, _sample),
-    "evaluate": (_evaluate_arguments, _evaluate),
+    "quickstart": (quickstart_arguments, _quickstart),
+    "doctor": (doctor_arguments, _doctor),
+    "convert": (convert_arguments, _convert),
+    "finetune": (finetune_arguments, _finetune),
+    "sample": (sample_arguments, _sample),
+    "evaluate": (evaluate_arguments, _evaluate),
 }

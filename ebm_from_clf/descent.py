@@ -29,7 +29,7 @@ class Descent:
         settings: The settings.
 
     Raises:
-        UsageError: If several processes were started, or timm cannot make the schedule.
+        UsageError: If several processes were started.
     """
 
     def __init__(self, classifier: nn.Module, settings: Settings) -> None:
@@ -38,7 +38,7 @@ class Descent:
             raise UsageError("fine-tuning in several processes is not supported yet; start one.")
         self.device = self.accelerator.device
         self.classifier = classifier.to(self.device)
-        self.clip_grad = settings.clip_grad
+        self.settings = settings
         optimizer = create_optimizer_v2(
             classifier,
             opt=settings.optimizer,
@@ -76,13 +76,16 @@ class Descent:
             update: The number of steps taken before.
             factor: A factor on the learning rate of the schedule.
         """
-        self.schedule.step_update(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate
+        if self.schedule is not None:
+            self.schedule.step_update(update)
         for group in self.optimizer.param_groups:
             group["lr"] *= factor
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        if self.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_grad)
+        if self.settings.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
         self.optimizer.step()
         self.average.update(self.classifier, update + 1)
 

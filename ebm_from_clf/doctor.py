@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .energy import evaluation_mode, frozen
+from .modes import evaluation_mode, frozen
 from .space import PixelSpace
 
 OTHER_SIZES = (32, 64, 96, 128, 224, 256, 384)

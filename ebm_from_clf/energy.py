@@ -10,56 +10,20 @@ classifier is an attribute: it is never edited, and every mode and flag that is 
 put back, also after an error.
 """
 
-__all__ = ["ClassifierEnergy", "evaluation_mode", "frozen"]
+__all__ = ["ClassifierEnergy"]
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .modes import evaluation_mode, frozen
 from .reference import Reference
 from .space import PixelSpace
 
 Gauge = Literal["raw", "log_softmax", "centered"]
 Support = Literal["unbounded", "reflect", "clamp"]
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
-    """Puts every part of a module in evaluation mode, and back on exit.
-
-    Arguments:
-        module: The module.
-    """
-    training = [part for part in module.modules() if part.training]
-    try:
-        for part in training:
-            part.training = False
-        yield module
-    finally:
-        for part in training:
-            part.training = True
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Stops gradients to the parameters of a module in evaluation mode, and undoes it on exit.
-
-    Arguments:
-        module: The module.
-    """
-    live = [p for p in module.parameters() if p.requires_grad]
-    with evaluation_mode(module):
-        try:
-            for p in live:
-                p.requires_grad_(False)
-            yield module
-        finally:
-            for p in live:
-                p.requires_grad_(True)
 
 
 class ClassifierEnergy(nn.Module):

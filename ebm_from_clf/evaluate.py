@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .data import gather, loader
-from .energy import ClassifierEnergy, evaluation_mode
+from .energy import ClassifierEnergy
+from .modes import evaluation_mode
 from .space import PixelSpace
 
 

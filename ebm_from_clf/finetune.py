@@ -11,7 +11,6 @@ average of those that moved.
 
 __all__ = ["STATE", "Finetuner", "finetune"]
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .guard import Guard
+from .journal import Journal
 from .pictures import grid
 from .settings import Settings
 from .state import write_state
@@ -78,7 +78,7 @@ class Finetuner:
         self.guard = Guard(settings.guard)
         self.update = 0
         self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
+        self.journal = Journal()
         self._written = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Finetuner:
             "update": self.update,
             "seconds": self.seconds,
             "rollbacks": self.guard.rollbacks,
-            "history": self.history,
+            "lines": self.journal.lines,
             "descent": self.descent.state_dict(),
             "chains": self.chains.state_dict(),
             "generator": self.generator.get_state(),
@@ -102,7 +102,7 @@ class Finetuner:
         self.update, self.seconds = state["update"], state["seconds"]
         self._written = self.update
         self.guard.rollbacks = state["rollbacks"]
-        self.history = list(state["history"])
+        self.journal.lines = list(state["lines"])
         self.generator.set_state(state["generator"])
         self._restore(state)
 
@@ -160,7 +160,7 @@ class Finetuner:
         if output is not None:
             (output / "chains").mkdir(parents=True, exist_ok=True)
             # The lines after the state that this run resumes from are written again.
-            _append(output, self.history, mode="w")
+            self.journal.write(output, anew=True)
         classifier = self.energy.classifier
         if self.settings.channels_last:
             classifier.to(memory_format=torch.channels_last)
@@ -174,19 +174,22 @@ class Finetuner:
     def _loop(
         self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
     ) -> None:
-        pending: list[Terms] = []
         self.guard.keep(self.update, self.state_dict())
         batches = self.batches()
         while self.update < self.settings.updates:
             begin = time.perf_counter()
-            pending.append(self.step(*next(batches)))
+            self.journal.add(self.step(*next(batches)))
             self.seconds += time.perf_counter() - begin
             if self._due(self.settings.log_every):
-                line = self._log(pending)
-                pending = []
+                line = self.journal.line(
+                    update=self.update,
+                    seconds=round(self.seconds, 2),
+                    learning_rate=self.descent.rate,
+                    rollbacks=self.guard.rollbacks,
+                )
                 self._watch(line)
                 if output is not None:
-                    self._write(output, line)
+                    self._write(output)
                 if callback is not None:
                     callback(line)
             drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
@@ -197,9 +200,9 @@ class Finetuner:
         """Tells whether something is due that is done every so often, and at the end."""
         return every > 0 and (self.update % every == 0 or self.update == self.settings.updates)
 
-    def _write(self, output: Path, line: dict[str, float]) -> None:
-        """Writes a line of the log and, when it is time, the state to resume from."""
-        _append(output, [line])
+    def _write(self, output: Path) -> None:
+        """Writes the last line of the log and, when it is time, the state to resume from."""
+        self.journal.write(output)
         every = self.settings.checkpoint_every
         if every and self.update // every > self._written // every:
             write_state(output / STATE, self.state_dict())
@@ -216,39 +219,6 @@ class Finetuner:
             self._restore(self.guard.roll_back(line))
         elif self.guard.wants(self.update):
             self.guard.keep(self.update, self.state_dict())
-
-    def _log(self, pending: list[Terms]) -> dict[str, float]:
-        """Brings the numbers of some updates to the host, once."""
-        table = torch.stack(
-            [
-                torch.stack(
-                    [t.contrast, t.cross_entropy, t.observed.mean(), t.synthesized.mean(), t.hits]
-                ).detach()
-                for t in pending
-            ]
-        ).tolist()
-        contrast, entropy, observed, synthesized, hits = table[-1]
-        line = {
-            "update": self.update,
-            "seconds": round(self.seconds, 2),
-            "contrast": contrast,
-            "cross_entropy": entropy,
-            "observed": observed,
-            "synthesized": synthesized,
-            "gap": observed - synthesized,
-            "accuracy": sum(row[4] for row in table) / len(table),
-            "learning_rate": self.descent.rate,
-            "mean_gap": sum(row[2] - row[3] for row in table) / len(table),
-            "worst": max(abs(value) for row in table for value in row),
-            "rollbacks": self.guard.rollbacks,
-        }
-        self.history.append(line)
-        return line
-
-
-def _append(output: Path, lines: list[dict[str, float]], mode: str = "a") -> None:
-    with (output / "metrics.jsonl").open(mode, encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def finetune(

@@ -12,7 +12,7 @@ plain chain is :math:`T / (1 - e^2/4)`; the variance-corrected one scales the no
 A sampler knows no classifier: it calls `energy(u, y)`, and `energy.confine(u)` if there is one.
 """
 
-__all__ = ["Energy", "Langevin", "StepInfo", "Trace", "energy_and_score"]
+__all__ = ["Energy", "Langevin", "Trace", "energy_and_score"]
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,30 +23,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .energy import frozen
+from .modes import frozen
 from .noise import Randomness, normal
 
 Energy = Callable[[Tensor, Tensor], Tensor]
 
 
-class StepInfo(NamedTuple):
-    """What a step leaves behind, at the state before the step.
-
-    Arguments:
-        energy: The energy U, in nats, with shape (B).
-        score_norm: The norm of the score, the gradient of -U, with shape (B).
-    """
-
-    energy: Tensor
-    score_norm: Tensor
-
-
 class Trace(NamedTuple):
-    """What a chain leaves behind, one row per step, each at the state before the step.
+    """What a step leaves behind, at the state before it; of a chain, one row per step.
 
     Arguments:
-        energy: The energies U, in nats, with shape (n_steps, B).
-        score_norm: The norms of the score, with shape (n_steps, B).
+        energy: The energies U, in nats, with shape (B) or (n_steps, B).
+        score_norm: The norms of the score, the gradient of -U, with the same shape.
     """
 
     energy: Tensor
@@ -91,14 +79,14 @@ class Langevin:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
 
     @property
-    def noise_scale(self) -> float:
+    def noise_std(self) -> float:
         """The standard deviation of the noise of one step, in u."""
         corrected = 1 - self.step_size**2 / 4 if self.variance_corrected else 1.0
         return self.step_size * math.sqrt(self.temperature * corrected)
 
     def step(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
-    ) -> tuple[Tensor, StepInfo]:
+    ) -> tuple[Tensor, Trace]:
         """Takes one step.
 
         Arguments:
@@ -115,10 +103,10 @@ class Langevin:
         if self.tilt_norm is not None:
             score = _rescale(score + u, self.tilt_norm) - u
         u = u + self.step_size**2 / 2 * score
-        if self.noise_scale > 0:
-            u = u + self.noise_scale * normal(u, generator)
+        if self.noise_std > 0:
+            u = u + self.noise_std * normal(u, generator)
         confine = getattr(energy, "confine", None)
-        return u if confine is None else confine(u), StepInfo(value, norm)
+        return u if confine is None else confine(u), Trace(value, norm)
 
     def __call__(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
@@ -131,15 +119,15 @@ class Langevin:
         Returns:
             The last state, detached, and the trace.
         """
-        infos: list[StepInfo] = []
+        rows: list[Trace] = []
         with _sampling(energy):
             u, y = u.detach().clone(), y.clone()
             for _ in range(self.n_steps):
-                u, info = self.step(energy, u, y, generator=generator)
-                infos.append(info)
-        if not infos:
+                u, row = self.step(energy, u, y, generator=generator)
+                rows.append(row)
+        if not rows:
             return u, Trace(u.new_empty(0, len(u)), u.new_empty(0, len(u)))
-        return u, Trace(*(torch.stack(column) for column in zip(*infos, strict=True)))
+        return u, Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
 def energy_and_score(energy: Energy, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,13 @@ fine-tuning. Unknown keys and wrong types are refused by name. Every run writes 
 resolved to beside its weights.
 """
 
-__all__ = ["Recipe", "check_yaml", "find_recipe"]
+__all__ = ["Recipe", "find_recipe"]
 
-import math
-from dataclasses import dataclass, field, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -28,7 +25,6 @@ from .settings import Settings
 from .space import PixelSpace
 
 ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
-LARGEST_YAML = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -211,69 +207,3 @@ def find_recipe(name: str) -> Path:
             return path
     known = sorted({p.stem for folder in shipped for p in folder.glob("*.yaml")})
     raise UsageError(f"{name}: no such recipe. Give a file, or one of {', '.join(known)}.")
-
-
-def check_yaml(path: Path) -> None:
-    """Refuses what YAML can hold and a recipe must not: tags, aliases, duplicates, NaN.
-
-    Also keys that no section has, and a section that is kept in another file.
-
-    Arguments:
-        path: The file.
-
-    Raises:
-        UsageError: If the file holds any of them, is too large or is no YAML.
-    """
-    if path.stat().st_size > LARGEST_YAML:
-        raise UsageError(f"{path}: {path.stat().st_size} bytes are no recipe.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise UsageError(f"{path}: anchors and aliases are not allowed. Write it out.")
-            tag = getattr(event, "tag", None)
-            if tag:
-                raise UsageError(f"{path}: the tag {tag} is not allowed. Remove it.")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error).strip().replace("\n", " ")
-        raise UsageError(f"{path}: not valid YAML ({reason[:160]}).") from error
-    if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values; this is not one.")
-    _check_node(path, root)
-    _check_keys(path, root, Recipe)
-
-
-def _check_keys(path: Path, node: yaml.MappingNode, kind: type, section: str = "") -> None:
-    fields = get_type_hints(kind)
-    for key, value in node.value:
-        name = f"{section}{key.value}"
-        if not isinstance(key, yaml.ScalarNode) or key.value not in fields:
-            near = get_close_matches(str(key.value), fields, 1) or sorted(fields)
-            raise UsageError(f"{path}: a recipe has no key {name!r}. Try {', '.join(near)}.")
-        if is_dataclass(fields[key.value]):
-            if not isinstance(value, yaml.MappingNode):
-                raise UsageError(f"{path}: {name!r} must hold keys of its own.")
-            _check_keys(path, value, fields[key.value], f"{name}.")
-
-
-def _check_node(path: Path, node: yaml.Node) -> None:
-    if isinstance(node, yaml.MappingNode):
-        keys = [str(key.value) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise UsageError(f"{path}: key {sorted(twice)[0]!r} is given twice. Remove one.")
-        for _, value in node.value:
-            _check_node(path, value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_node(path, value)
-    elif isinstance(node, yaml.ScalarNode) and not node.style:
-        # Also what YAML takes for text and the parser of arguments for a number: nan, 1e400.
-        text = node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
-        try:
-            finite = math.isfinite(float(text))
-        except ValueError:
-            return
-        if not finite:
-            raise UsageError(f"{path}: {node.value} is not a finite number.")

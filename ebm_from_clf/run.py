@@ -119,7 +119,7 @@ def finetune_recipe(
     write_json(folder / "metrics.json", metrics)
     for rest in (STATE, "before.json"):
         (folder / rest).unlink(missing_ok=True)
-    return Finished(energy, train, test, metrics, tuner.history)
+    return Finished(energy, train, test, metrics, tuner.journal.lines)
 
 
 def _folder(recipe: Recipe, folder: Path, resume: bool) -> Path:

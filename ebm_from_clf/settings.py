@@ -4,9 +4,11 @@ __all__ = ["ChainSettings", "Settings", "StartSettings"]
 
 import math
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 import torch
+from timm.optim import list_optimizers
 from torch.utils.data import Dataset
 
 from .chains import Storage
@@ -18,6 +20,7 @@ from .langevin import Langevin
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]
+Schedule = Literal["cosine", "tanh", "poly", "step", "multistep", "none"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Settings:
         learning_rate: Learning rate at its highest.
         betas: Momentum of the gradient and of its square.
         weight_decay: Weight decay.
-        schedule: Name of a schedule of timm.
+        schedule: Name of a schedule of timm; `none` holds the learning rate.
         warmup: Updates over which the learning rate rises.
         clip_grad: Largest norm of the gradient, none if absent.
         ema: Decay of the moving average of the weights that are kept.
@@ -105,7 +108,7 @@ class Settings:
     learning_rate: float = 6e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup: int = 20
     clip_grad: float | None = None
     ema: float = 0.995
@@ -138,6 +141,14 @@ class Settings:
             raise ValueError("Settings: `clip_grad` must be positive.")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1:
             raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
+        # A wrong name would otherwise be found only after the classifier was trained.
+        if self.optimizer.lower().split("_")[-1] not in list_optimizers():
+            near = get_close_matches(self.optimizer, list_optimizers(), 3)
+            raise ValueError(f"Settings: timm has no optimizer {self.optimizer!r}. Try {near}.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."
+            )
         if self.batch_size > self.chains.per_class:
             raise ValueError(
                 f"Settings: a batch may hold {self.batch_size} images of one class, but `chains` "

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from ebm_from_clf import convert, load, save
-from ebm_from_clf.cli import main, read_recipe
+from ebm_from_clf.arguments import read_recipe
+from ebm_from_clf.cli import main
 
 RECIPE = """\
 # Two updates on digits of 8x8 pixels.
@@ -141,7 +142,7 @@ FAULTS = {
     "no gain": ("data:\n", "energy:\n  gain: 0.0\ndata:\n", "`gain` must be positive"),
     "no chains": ("per_class: 16", "per_class: 0", "`chains` keeps 0 of each"),
     "too few chains": ("per_class: 16", "per_class: 1", "Raise `per_class`"),
-    "unknown optimizer": ("updates: 2", "optimizer: adm", "adm not found"),
+    "unknown optimizer": ("updates: 2", "optimizer: adm", "no optimizer 'adm'"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
     "unknown data": ("name: digits8x8", "name: digits", "'digits' is neither mnist5k nor"),
     "no folder of data": ("name: digits8x8", "name: folder\n  root: none", "none: no such folder"),

@@ -6,8 +6,8 @@ import toys
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Langevin, PixelSpace, SpectralNoise, WhiteNoise
-from ebm_from_clf.energy import frozen
 from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.modes import frozen
 
 
 def images(n=4, seed=1):

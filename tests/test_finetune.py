@@ -154,7 +154,7 @@ def test_guard_goes_back_and_the_run_ends_well(digits):
     tuner.step = faulty
     tuner.run()
     assert tuner.update == 24 and tuner.guard.rollbacks == 1
-    assert tuner.history[-1]["rollbacks"] == 1 and tuner.history[-1]["worst"] < 50
+    assert tuner.journal.lines[-1]["rollbacks"] == 1 and tuner.journal.lines[-1]["worst"] < 50
     assert tuner.guard.rate == 0.5
 
 
@@ -187,7 +187,24 @@ def test_images_must_fit_the_classifier(digits):
         Finetuner(energy(digits), small)
 
 
-@pytest.mark.parametrize("options", [{"updates": 0}, {"learning_rate": 0.0}, {"ema": 1.0}])
+@pytest.mark.parametrize("name", ["tanh", "poly", "step", "multistep", "none"])
+def test_schedules_of_timm_run(digits, name):
+    settings = Settings(updates=4, warmup=0, schedule=name, learning_rate=1e-4, **QUICK)
+    tuner = Finetuner(energy(digits), digits, settings)
+    tuner.run()
+    assert 0 < tuner.descent.rate <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"updates": 0},
+        {"learning_rate": 0.0},
+        {"ema": 1.0},
+        {"optimizer": "adm"},
+        {"schedule": "plateau"},
+    ],
+)
 def test_bad_settings_are_refused(options):
     with pytest.raises(ValueError, match="Settings"):
         Settings(**options)

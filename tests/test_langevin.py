@@ -41,42 +41,42 @@ def test_chains_have_their_discrete_law(sampler):
 class DriftNotHalved(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
-        return u + self.step_size**2 * score + self.noise_scale * normal(u, generator), value
+        return u + self.step_size**2 * score + self.noise_std * normal(u, generator), value
 
 
 @dataclass(frozen=True)
 class TemperatureForItsRoot(Langevin):
     @property
-    def noise_scale(self):
+    def noise_std(self):
         return self.step_size * self.temperature
 
 
 @dataclass(frozen=True)
 class NoTemperature(Langevin):
     @property
-    def noise_scale(self):
+    def noise_std(self):
         return self.step_size
 
 
 @dataclass(frozen=True)
 class NoiseTimesRootTwo(Langevin):
     @property
-    def noise_scale(self):
-        return math.sqrt(2) * super().noise_scale
+    def noise_std(self):
+        return math.sqrt(2) * super().noise_std
 
 
 @dataclass(frozen=True)
 class MeanOverTheBatch(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(lambda u, y: energy(u, y).mean()[None], u, y)
-        return u + self.step_size**2 / 2 * score + self.noise_scale * normal(u, generator), value
+        return u + self.step_size**2 / 2 * score + self.noise_std * normal(u, generator), value
 
 
 @dataclass(frozen=True)
 class WrongSign(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
-        return u - self.step_size**2 / 2 * score + self.noise_scale * normal(u, generator), value
+        return u - self.step_size**2 / 2 * score + self.noise_std * normal(u, generator), value
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ReferenceInPixels(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
         drift = score + u - energy.reference.decode(u)
-        return u + self.step_size**2 / 2 * drift + self.noise_scale * normal(u, generator), value
+        return u + self.step_size**2 / 2 * drift + self.noise_std * normal(u, generator), value
 
 
 MUTANTS = [

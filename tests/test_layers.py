@@ -5,12 +5,22 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
-    ["errors", "noise"],
+    ["errors", "modes", "noise"],
     ["reference", "space"],
     ["energy", "fitted", "start"],
     ["langevin", "chains"],
     ["contrastive"],
-    ["folder", "folders", "guard", "state", "pictures", "doctor"],
+    [
+        "demo",
+        "doctor",
+        "folder",
+        "folders",
+        "guard",
+        "journal",
+        "pictures",
+        "state",
+        "strict_yaml",
+    ],
     ["data", "convert"],
     ["classify", "checkpoint", "evaluate", "sample", "settings"],
     ["descent"],
@@ -18,6 +28,7 @@ FLOORS = [
     ["recipe", "report"],
     ["run"],
     ["quickstart"],
+    ["arguments"],
     ["cli"],
     ["__main__", "__init__"],
 ]

@@ -8,8 +8,10 @@ import torch
 import yaml
 from PIL import Image
 
-from ebm_from_clf.cli import main, read_recipe
-from ebm_from_clf.recipe import Recipe, check_yaml, find_recipe
+from ebm_from_clf.arguments import read_recipe
+from ebm_from_clf.cli import main
+from ebm_from_clf.recipe import Recipe, find_recipe
+from ebm_from_clf.strict_yaml import check_yaml
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 SMALL = [
@@ -43,7 +45,7 @@ def test_header_tells_what_it_makes_and_how(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_keys_are_fields(path):
-    check_yaml(path)
+    check_yaml(path, Recipe)
     found = read_recipe(path)
     assert isinstance(found, Recipe)
     assert set(yaml.safe_load(path.read_text())) <= {f.name for f in fields(Recipe)}

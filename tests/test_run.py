@@ -7,7 +7,7 @@ import pytest
 from test_cli import RECIPE
 
 from ebm_from_clf import UsageError
-from ebm_from_clf.cli import read_recipe
+from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.run import finetune_recipe
 
 

@@ -1,0 +1,173 @@
+"""What the command line accepts, and how it refuses: one line that says what to do."""
+
+__all__ = [
+    "EPILOG",
+    "Formatter",
+    "Parser",
+    "convert_arguments",
+    "doctor_arguments",
+    "evaluate_arguments",
+    "finetune_arguments",
+    "named_recipe",
+    "quickstart_arguments",
+    "read_recipe",
+    "recipe_of",
+    "sample_arguments",
+    "stop",
+]
+
+import dataclasses
+import sys
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from .energy import Gauge
+from .recipe import Recipe, find_recipe
+from .strict_yaml import check_yaml
+
+EPILOG = """examples:
+  ebm-from-clf quickstart
+  ebm-from-clf doctor resnet50.a1_in1k
+  ebm-from-clf convert resnet50.a1_in1k --output models/resnet50
+  ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
+  ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
+  ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
+"""
+
+LONGEST_LINE = 300
+
+
+def stop(status: int, why: object) -> NoReturn:
+    """Ends the process with one line.
+
+    Arguments:
+        status: The exit status.
+        why: What is wrong.
+    """
+    line = " ".join(str(why).split())
+    print(f"ebm-from-clf: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Help with the defaults of options and the examples line by line."""
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        line = " ".join(message.split())[:LONGEST_LINE].rstrip(". ")
+        stop(2, f"{line}. See --help.")
+
+
+def named_recipe(argv: Sequence[str] | None) -> list[str]:
+    """Looks up the recipe after --config and refuses what YAML must not hold.
+
+    Arguments:
+        argv: The arguments. `None` for those of the process.
+
+    Raises:
+        UsageError: If there is no such recipe, or it cannot be used.
+    """
+    found = list(sys.argv[1:] if argv is None else argv)
+    if found[:1] == ["quickstart"] and not any(word.startswith("--config") for word in found):
+        found[1:1] = ["--config", "mnist5k"]
+    for i, word in enumerate(found):
+        flag, equals, value = word.partition("=")
+        if flag == "--config" and (equals or i + 1 < len(found)):
+            path = find_recipe(value if equals else found[i + 1])
+            check_yaml(path, Recipe)
+            found[i if equals else i + 1] = f"--config={path}" if equals else str(path)
+    return found
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe.
+
+    Arguments:
+        path: The YAML file.
+
+    Raises:
+        UsageError: If it is missing or no recipe.
+    """
+    parser = Parser(prog="ebm-from-clf")
+    _recipe_arguments(parser)
+    arguments = named_recipe(["--config", str(path)])
+    return recipe_of(parser.instantiate(parser.parse_args(arguments)))
+
+
+def recipe_of(arguments: Namespace) -> Recipe:
+    """Returns the recipe that parsed arguments hold.
+
+    Arguments:
+        arguments: The arguments, with a name for each field of the recipe.
+    """
+    return Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
+
+
+def _recipe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="A recipe: a file or a shipped name.")
+    parser.add_class_arguments(Recipe)
+
+
+def quickstart_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `quickstart`; see its help."""
+    _recipe_arguments(parser)
+    parser.add_argument("--output", default="runs/quickstart", help="Folder of the run.")
+    parser.add_argument("--n", type=PositiveInt, default=100, help="Samples of each class.")
+    parser.add_argument(
+        "--judge_epochs", type=PositiveInt, default=8, help="Training of the judge."
+    )
+
+
+def doctor_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `doctor`; see its help."""
+    parser.add_argument("classifier", help="Any name of timm.")
+    parser.add_argument("--size", type=PositiveInt | None, help="Image size; its own by default.")
+    parser.add_argument("--pretrained", type=bool, default=True, help="Load its weights.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+
+
+def convert_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `convert`; see its help."""
+    parser.add_argument("classifier", help="Any name of timm.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+    parser.add_argument("--gauge", type=Gauge, default="raw", help="Common shift of the logits.")
+    parser.add_argument("--gain", type=PositiveFloat, default=1.0, help="Gain on the logits.")
+
+
+def finetune_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `finetune`; see its help."""
+    _recipe_arguments(parser)
+    parser.add_argument("--output", required=True, help="Folder of the run.")
+    parser.add_argument(
+        "--resume",
+        type=Literal["never", "auto"],
+        default="never",
+        help="auto: go on where a run in that folder was interrupted.",
+    )
+
+
+def sample_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `sample`; see its help."""
+    parser.add_argument("model", help="A saved energy, or any name of timm.")
+    parser.add_argument("--classes", required=True, help="Indices or names, or all: 3,7")
+    parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")
+    parser.add_argument("--steps", type=PositiveInt | None, help="Langevin steps.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
+
+
+def evaluate_arguments(parser: ArgumentParser) -> None:
+    """Declares the options of `evaluate`; see its help."""
+    parser.add_argument("model", help="A saved energy, or any name of timm.")
+    parser.add_argument("--data", required=True, help="mnist5k, digits8x8, folder, or timm's.")
+    parser.add_argument("--root", type=str | None, help="Folder of the data.")
+    parser.add_argument("--split", default="test", help="Part of the data.")
+    parser.add_argument("--output", required=True, help="Folder to write.")
