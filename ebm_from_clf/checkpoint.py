@@ -8,6 +8,7 @@
 __all__ = ["load", "save"]
 
 import json
+import warnings
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -30,13 +31,15 @@ from .space import PixelSpace
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
 REFERENCES = {c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian)}
+KEPT_STARTS = ("ClassGaussian", "ReferenceStart", "UniformStart")
 FORMAT = 1
 
 
 def save(energy: ClassifierEnergy, place: str | Path) -> None:
     """Writes an energy, with its start and sampler, as a folder that timm can read.
 
-    A `DataStart` is left out: a model is no place for a copy of the data.
+    A `DataStart` is left out, with a warning, since a model is no place for a copy of the data;
+    so is a start of a class of your own. Set `energy.start` again after loading.
 
     Arguments:
         energy: The energy; its classifier is a timm model.
@@ -51,6 +54,9 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
             f"save: {type(classifier).__name__} is not a timm model, so timm could not read it "
             "back. Build it with timm.create_model."
         )
+    start = type(energy.start).__name__
+    if energy.start is not None and start not in KEPT_STARTS:
+        warnings.warn(f"save: a {start} is not kept; set energy.start after loading", stacklevel=2)
     tensors = {f"reference.{k}": v for k, v in energy.reference.arguments.items()}
     if isinstance(energy.start, ClassGaussian):
         tensors |= {f"start.{k}": v for k, v in energy.start.named_buffers()}
@@ -63,7 +69,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "mean": energy.space.mean.flatten().tolist(),
         "std": energy.space.std.flatten().tolist(),
         "size": list(energy.space.size),
-        "start": type(energy.start).__name__,
+        "start": start,
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
     }
     with publish(place) as staging:

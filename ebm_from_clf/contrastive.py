@@ -77,7 +77,7 @@ class Objective:
     kind: Literal["likelihood", "logistic"] = "likelihood"
     trim: float = 0.0
     square: float = 0.0
-    data_noise: float = 0.015
+    data_noise: float = 0.005
     cross_entropy: float = 1.0
     label_smoothing: float = 0.0
 

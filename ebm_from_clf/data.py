@@ -206,9 +206,10 @@ def load_data(
 
     Arguments:
         name: `mnist5k` and `digits8x8` install offline with the `demo` extra; `folder` is a
-            folder with a part per split (or none) and a folder per class inside; anything else
-            is handed to `timm.data.create_dataset`, for example `torch/cifar10`.
-        split: The part, `train` or `test`.
+            folder with a part per split and a folder per class inside, or with classes alone,
+            of which a fifth is then held out; anything else is handed to
+            `timm.data.create_dataset`, for example `torch/cifar10`.
+        split: The part, `train` or `test`; `all` for a folder without parts.
         size: The height and width that images are brought to.
         channels: The number of channels, 1 or 3.
         root: The folder of the data.
@@ -230,7 +231,10 @@ def load_data(
             "give `data.root`."
         )
     if name == "folder":
-        dataset = ImageFolder(_part(Path(root), split), size, channels)
+        place = _part(Path(root), split)
+        dataset = ImageFolder(place, size, channels)
+        if place == Path(root) and split in ("train", "test"):
+            dataset.keep(_fifth(dataset.labels, split))
     else:
         dataset = ImageFolder.from_timm(name, root, split, size, channels, download)
     if len(dataset) * channels * size[0] * size[1] > IN_MEMORY_BYTES:
@@ -240,7 +244,7 @@ def load_data(
 
 
 def _part(root: Path, split: str) -> Path:
-    """Returns the folder of a part; a folder without parts serves as each of them."""
+    """Returns the folder of a part, or the whole folder if it has no parts."""
     names = dict.fromkeys(("train", "test", split))
     classes = {name: _folders(root / name) for name in names if _folders(root / name)}
     if not classes:
@@ -259,6 +263,17 @@ def _part(root: Path, split: str) -> Path:
             "the same classes; add images of it or remove it."
         )
     return root / split
+
+
+def _fifth(labels: list[int], split: str) -> list[int]:
+    """Returns the indices of a part, where a fifth of each class is held out for the test."""
+    y = torch.tensor(labels)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    held = torch.zeros(len(y), dtype=torch.bool)
+    for c in y.unique():
+        mine = order[y[order] == c]
+        held[mine[: (len(mine) + 4) // 5 if len(mine) > 1 else 0]] = True
+    return (held if split == "test" else ~held).nonzero().flatten().tolist()
 
 
 def _folders(place: Path) -> set[str]:

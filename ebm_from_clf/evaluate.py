@@ -117,7 +117,16 @@ def evaluate(
 
     Returns:
         The numbers, as plain values.
+
+    Raises:
+        ValueError: If some but not all of what scores samples is given.
     """
+    given = [value is not None for value in (images, classes, judge, judge_space, train)]
+    if any(given) and not all(given):
+        raise ValueError(
+            "evaluate: samples are scored with all of `images`, `classes`, `judge`, "
+            "`judge_space` and `train`; some are missing."
+        )
     logits, y = _logits(energy, dataset)
     result: dict[str, Any] = {
         "n": len(y),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .reference import Reference
+from .space import check_pixels
 
 
 class FittedGaussian(Reference):
@@ -65,7 +66,8 @@ class FittedGaussian(Reference):
                 pixel that is constant in the data would make A singular.
 
         Raises:
-            ValueError: If there are fewer than two images, or `covariance` is unknown.
+            ValueError: If there are fewer than two images, they are not in [0, 1], or
+                `covariance` is unknown.
         """
         if covariance not in ("pixel", "spectral"):
             raise ValueError(
@@ -75,6 +77,7 @@ class FittedGaussian(Reference):
         total: Tensor | float = 0.0
         square: Tensor | float = 0.0
         for x in [images] if isinstance(images, Tensor) else images:
+            check_pixels("FittedGaussian", x)
             x = x.double()
             n += len(x)
             total = total + x.sum(0)

@@ -7,6 +7,7 @@ with what to do about it. A path never becomes code and a label never becomes a 
 __all__ = ["ImageFolder", "read_image", "to_pixels"]
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,12 @@ class ImageFolder(Dataset):
         from timm.data import create_dataset
 
         try:
-            source = create_dataset(name, root=root, split=split, download=download)
+            try:
+                source = create_dataset(name, root=root, split=split, download=download)
+            except (AssertionError, FileNotFoundError, RuntimeError, ValueError):
+                if split != "test":
+                    raise
+                source = create_dataset(name, root=root, split="validation", download=download)
             labels = [int(y) for y in _labels(source)]
         except (AssertionError, FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
             raise UsageError(f"data {name!r}, split {split!r}: {_line(error)}") from error
@@ -156,6 +162,15 @@ class ImageFolder(Dataset):
         names = getattr(source, "classes", None) or range(max(labels) + 1)
         self.class_names = [str(c) for c in names]
         return self
+
+    def keep(self, indices: Sequence[int]) -> None:
+        """Forgets all images but those of the indices given, for a folder of files.
+
+        Arguments:
+            indices: The indices.
+        """
+        self.files = [self.files[i] for i in indices]
+        self.labels = [self.labels[i] for i in indices]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -43,6 +43,8 @@ class StartSettings:
     def __post_init__(self) -> None:
         if self.kind not in get_args(StartKind):
             raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
+        if self.rank < 0 or self.per_class < 1:
+            raise ValueError("StartSettings: `rank` must be 0 or more, `per_class` 1 or more.")
 
     def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
         """Creates the start, fitted to a data set where it needs one."""

@@ -7,7 +7,7 @@ belong to the classifier, not to the caller: everywhere else in this package an 
 tensor of pixels in [0, 1], with shape (B, C, H, W).
 """
 
-__all__ = ["PixelSpace", "dequantize", "quantize"]
+__all__ = ["PixelSpace", "check_pixels", "dequantize", "quantize"]
 
 from collections.abc import Sequence
 
@@ -71,6 +71,25 @@ class PixelSpace(nn.Module):
                 f"images must have shape (B, {', '.join(map(str, self.shape))}), "
                 f"got {tuple(x.shape)}. Resize them, or convert the classifier with `size=`."
             )
+
+
+def check_pixels(who: str, x: Tensor) -> None:
+    """Checks that images are on the scale [0, 1], black to white.
+
+    Arguments:
+        who: The caller, named in the error.
+        x: Images, of any shape.
+
+    Raises:
+        ValueError: If they are whole numbers, not finite, or far outside of [0, 1].
+    """
+    low, high = (float(v) for v in x.aminmax()) if x.numel() else (0.0, 1.0)
+    # Also refuses NaN; noise may reach a little beyond black and white.
+    if not (x.is_floating_point() and low >= -0.5 and high <= 1.5):
+        raise ValueError(
+            f"{who}: images must be floats in [0, 1], got {x.dtype} from {low:g} to {high:g}. "
+            "Divide 8-bit images by 255; undo a normalisation."
+        )
 
 
 def quantize(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .noise import Randomness, normal, uniform
 from .reference import Reference
+from .space import check_pixels
 
 
 class Start(nn.Module):
@@ -72,11 +73,12 @@ class DataStart(Start):
         n_classes: The number of classes.
 
     Raises:
-        ValueError: If a class has no image.
+        ValueError: If a class has no image, or images are not in [0, 1].
     """
 
     def __init__(self, images: Tensor, labels: Tensor, n_classes: int) -> None:
         super().__init__()
+        check_pixels("DataStart", images)
         check_classes("DataStart", labels, n_classes)
         order = labels.argsort(stable=True)
         count = torch.bincount(labels, minlength=n_classes)
@@ -147,8 +149,10 @@ class ClassGaussian(Start):
             residual: Whether the variance outside the components is added as pixel noise.
 
         Raises:
-            ValueError: If a class has no image, or too few for the rank.
+            ValueError: If a class has no image, or too few for the rank, or images are not in
+                [0, 1].
         """
+        check_pixels("ClassGaussian", images)
         check_classes("ClassGaussian", labels, n_classes)
         fewest = int(torch.bincount(labels, minlength=n_classes).min())
         if not 0 <= rank < max(fewest, 1):

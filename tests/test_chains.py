@@ -11,6 +11,7 @@ from ebm_from_clf import (
     ChainStore,
     ClassGaussian,
     DataStart,
+    FittedGaussian,
     Langevin,
     ReferenceStart,
     UniformStart,
@@ -147,6 +148,20 @@ def test_bad_numbers_are_refused():
 
 IMAGES = torch.rand(90, 1, 4, 4, generator=toys.seeded(7))
 LABELS = torch.arange(90) % 3
+
+
+@pytest.mark.parametrize(
+    "images", [255 * IMAGES, (255 * IMAGES).byte(), IMAGES / 0.2 - 2, IMAGES * float("nan")]
+)
+def test_images_on_another_scale_are_refused(images):
+    fits = (
+        lambda: ClassGaussian.fit(images, LABELS, 3),
+        lambda: DataStart(images, LABELS, 3),
+        lambda: FittedGaussian.fit(images),
+    )
+    for fit in fits:
+        with pytest.raises(ValueError, match=r"must be floats in \[0, 1\], got .* Divide 8-bit"):
+            fit()
 
 
 def test_class_gaussian_has_the_moments_of_its_class():

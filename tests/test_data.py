@@ -285,9 +285,17 @@ def test_parts_are_taken_where_there_are_some(tmp_path):
     assert folder(tmp_path).class_names == ["a", "b"]
 
 
-def test_a_folder_without_parts_serves_as_each(tmp_path):
-    fill(tmp_path, "a", "b")
-    assert len(folder(tmp_path)) == len(folder(tmp_path, "test")) == 4
+def test_a_folder_without_parts_holds_a_fifth_of_each_class_out(tmp_path):
+    fill(tmp_path, "a", n=10)
+    fill(tmp_path, "b", n=3)
+    fill(tmp_path, "c", n=1)
+    train, test = folder(tmp_path), folder(tmp_path, "test")
+    assert torch.bincount(train.labels).tolist() == [8, 2, 1]
+    assert torch.bincount(test.labels).tolist() == [2, 1]
+    both = torch.cat([train.images, test.images]).flatten(1)
+    whole = folder(tmp_path, "all").images.flatten(1)
+    assert sorted(both.tolist()) == sorted(whole.tolist()) and len(whole) == 14
+    assert torch.equal(folder(tmp_path, "test").images, test.images)
 
 
 def test_a_class_may_be_called_train(tmp_path):

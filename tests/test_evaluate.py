@@ -57,3 +57,5 @@ def test_accuracy_counts():
     data = Images(images, right.where(torch.arange(50) < 30, (right + 1) % 3), "abc")
     assert accuracy(energy, data) == pytest.approx(0.6)
     assert evaluate(energy, data)["accuracy"] == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="some are missing"):
+        evaluate(energy, data, images=images / 255, classes=right)
