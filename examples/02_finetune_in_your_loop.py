@@ -37,7 +37,7 @@ gen = ebm.Contrastive(energy, sampler, chains, generator=generator)
 classifier.eval()  # BatchNorm statistics stay as they are: an energy must not move with its batch
 for _ in range(UPDATES):
     index = torch.randint(len(x), (64,), generator=generator)
-    loss = 2 * cross_entropy(energy.logits(x[index]), y[index])
+    loss = 3 * cross_entropy(energy.logits(x[index]), y[index])
     loss = loss + gen(x[index], y[index])  # <- the line that makes it generate
     optimizer.zero_grad()
     loss.backward()
