@@ -4,7 +4,9 @@ The learning gradient needs samples of every :math:`p_c`. Chains that go on from
 (Younes, 1989; Tieleman, 2008) come close to them with few steps each. A chain belongs to one
 class for its whole life: slot s of class c is drawn, moved and written back in place. With
 probability r a drawn chain is begun anew, so that the store never forgets how to get from the
-start to the data. K steps a draw and restart rate r make chains about K / r steps long.
+start to the data. A new chain makes b steps before it counts: counted at once, it is a negative
+that can never be good enough, and the energy grows ever steeper where chains start. K steps a draw
+make chains :math:`b + K / r` steps long on average.
 """
 
 __all__ = ["ChainStore", "Draw"]
@@ -47,6 +49,7 @@ class ChainStore(nn.Module):
         n_classes: The number of classes K.
         per_class: The number of chains of a class.
         restart_rate: The probability that a drawn chain is begun anew.
+        burn_in: The Langevin steps that a new chain makes before it counts.
         storage: How a state is kept: u as `float32` or `float16`, or pixels in [0, 1] as
             `uint8`, for models on the box only.
         generator: The generator of the first states.
@@ -66,6 +69,7 @@ class ChainStore(nn.Module):
         *,
         per_class: int = 100,
         restart_rate: float = 0.05,
+        burn_in: int = 10,
         storage: Storage = "float32",
         generator: torch.Generator,
     ) -> None:
@@ -77,11 +81,14 @@ class ChainStore(nn.Module):
             )
         if not 0 <= restart_rate <= 1:
             raise ValueError(f"ChainStore: `restart_rate` is 0 to 1, got {restart_rate}.")
+        if burn_in < 0:
+            raise ValueError(f"ChainStore: `burn_in` must be 0 or more, got {burn_in}.")
         if storage not in get_args(Storage):
             raise ValueError(f"ChainStore: `storage` is {get_args(Storage)}, got {storage!r}.")
         # Held, not owned: the energy saves the reference, the model folder the start.
         self._held = (reference, start.to(reference.mean.device))
         self.restart_rate = restart_rate
+        self.burn_in = burn_in
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
         kept = torch.empty(shape, dtype=getattr(torch, storage), device=reference.mean.device)

@@ -178,9 +178,6 @@ def _convert(a: Namespace) -> None:
 
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
-    if a.resume == "auto" and (Path(a.output) / "metrics.json").exists():
-        print(f"{a.output} is finished already; nothing to resume")
-        return
     with _nothing_left(a.output):
         run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")

@@ -24,6 +24,7 @@ from .chains import ChainStore
 from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .noise import normal
+from .space import check_pixels
 
 
 def likelihood(observed: Tensor, synthesized: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ class Contrastive(nn.Module):
                 "Use storage='float16', or a support on the box."
             )
         # A fresh chain is as long as chains in the store are on average.
-        n_steps = round(sampler.n_steps / max(chains.restart_rate, 0.01))
+        n_steps = chains.burn_in + round(sampler.n_steps / max(chains.restart_rate, 0.01))
         energy.start, energy.sampler = chains.start, replace(sampler, n_steps=n_steps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -167,16 +168,28 @@ class Contrastive(nn.Module):
 
         Raises:
             TypeError: If the images are not floating point.
-            ValueError: If a shape is wrong or a class does not exist.
+            ValueError: If a shape or the scale is wrong, or a class does not exist.
         """
         self.energy.space.check(x)
+        check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
         return self.terms(x, y, self.synthesize(y)).contrast
 
     def synthesize(self, y: Tensor) -> Tensor:
-        """Moves one chain of each class index in y; returns their pixels, (B, C, H, W)."""
+        """Moves one chain of each class index in y, new ones first by their burn-in.
+
+        Arguments:
+            y: The class indices, with shape (B).
+
+        Returns:
+            Their pixels, with shape (B, C, H, W).
+        """
         draw = self.chains.draw(y, generator=self.generator)
-        u, _ = self.sampler(self.energy, draw.u, y, generator=self.generator)
+        u, fresh = draw.u, draw.fresh
+        if self.chains.burn_in and fresh.any():
+            first = replace(self.sampler, n_steps=self.chains.burn_in)
+            u[fresh], _ = first(self.energy, u[fresh], y[fresh], generator=self.generator)
+        u, _ = self.sampler(self.energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
         return self.energy.reference.decode(u)
 

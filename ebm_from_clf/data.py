@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from .demo import digits8x8, mnist5k
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
+from .parts import part_folder
 from .space import dequantize
 
 IN_MEMORY_BYTES = 2**31
@@ -207,7 +208,7 @@ def load_data(
     Arguments:
         name: `mnist5k` and `digits8x8` install offline with the `demo` extra; `folder` is a
             folder with a part per split and a folder per class inside, or with classes alone,
-            of which a fifth is then held out; anything else is handed to
+            of which about a fifth is then held out; anything else is handed to
             `timm.data.create_dataset`, for example `torch/cifar10`.
         split: The part, `train` or `test`; `all` for a folder without parts.
         size: The height and width that images are brought to.
@@ -230,56 +231,22 @@ def load_data(
             f"data {name!r} is neither mnist5k nor digits8x8, so it needs the folder it lies in: "
             "give `data.root`."
         )
-    if name == "folder":
-        place = _part(Path(root), split)
+    # What timm reads as a plain folder it does not divide: both parts would be all of it.
+    if name == "folder" or ("/" not in name and Path(root).is_dir()):
+        place, whole = part_folder(Path(root), split)
         dataset = ImageFolder(place, size, channels)
-        if place == Path(root) and split in ("train", "test"):
-            dataset.keep(_fifth(dataset.labels, split))
+        if not whole:
+            dataset.keep_part(split)
     else:
         dataset = ImageFolder.from_timm(name, root, split, size, channels, download)
+    if not len(dataset):
+        raise UsageError(
+            f"{root}: no image is left for split {split!r}. Add images to its classes."
+        )
     if len(dataset) * channels * size[0] * size[1] > IN_MEMORY_BYTES:
         return dataset
     images = torch.stack([dataset.read(i) for i in range(len(dataset))])
     return Images(images, torch.tensor(dataset.labels), dataset.class_names)
-
-
-def _part(root: Path, split: str) -> Path:
-    """Returns the folder of a part, or the whole folder if it has no parts."""
-    names = dict.fromkeys(("train", "test", split))
-    classes = {name: _folders(root / name) for name in names if _folders(root / name)}
-    if not classes:
-        # A class may itself be called train.
-        return root / split if _folders(root) and _folders(root) <= set(names) else root
-    if split not in classes:
-        raise UsageError(
-            f"{root / split}: no such folder of classes, only one of {', '.join(classes)}. "
-            f"Add it, or put all classes into {root}."
-        )
-    shared = set.intersection(*classes.values())
-    odd = sorted(set().union(*classes.values()) - shared)
-    if odd:
-        raise UsageError(
-            f"{root}: class {odd[0]!r} is not in each of {', '.join(classes)}. Every part needs "
-            "the same classes; add images of it or remove it."
-        )
-    return root / split
-
-
-def _fifth(labels: list[int], split: str) -> list[int]:
-    """Returns the indices of a part, where a fifth of each class is held out for the test."""
-    y = torch.tensor(labels)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    held = torch.zeros(len(y), dtype=torch.bool)
-    for c in y.unique():
-        mine = order[y[order] == c]
-        held[mine[: (len(mine) + 4) // 5 if len(mine) > 1 else 0]] = True
-    return (held if split == "test" else ~held).nonzero().flatten().tolist()
-
-
-def _folders(place: Path) -> set[str]:
-    if not place.is_dir():
-        return set()
-    return {p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
 def _fit(data: Images, size: tuple[int, int], channels: int) -> Images:

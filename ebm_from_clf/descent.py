@@ -76,10 +76,7 @@ class Descent:
             update: The number of steps taken before.
             factor: A factor on the learning rate of the schedule.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate
-        if self.schedule is not None:
-            self.schedule.step_update(update)
+        self.schedule.step_update(update)
         for group in self.optimizer.param_groups:
             group["lr"] *= factor
         self.optimizer.zero_grad()

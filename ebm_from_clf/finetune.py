@@ -27,10 +27,12 @@ from .data import Batches, check_labels, loader
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
+from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .pictures import grid
 from .settings import Settings
+from .space import check_pixels
 from .state import write_state
 
 STATE = "state.safetensors"
@@ -56,8 +58,9 @@ class Finetuner:
         n_classes = check_labels(dataset, energy.n_classes)
         try:
             energy.space.check(dataset[0][0][None])
+            check_pixels("data", dataset[0][0])
         except (TypeError, ValueError) as error:
-            raise UsageError(f"data: {error}") from error
+            raise UsageError(f"the data: {error}") from error
         self.generator = torch.Generator().manual_seed(settings.seed * 1009)
         start = settings.start.build(energy, dataset, n_classes)
         self.descent = Descent(energy.classifier, settings)
@@ -69,6 +72,7 @@ class Finetuner:
             n_classes,
             per_class=settings.chains.per_class,
             restart_rate=settings.chains.restart_rate,
+            burn_in=settings.chains.burn_in,
             storage=settings.chains.storage,
             generator=self.generator,
         )
@@ -88,13 +92,14 @@ class Finetuner:
             "seconds": self.seconds,
             "rollbacks": self.guard.rollbacks,
             "lines": self.journal.lines,
-            "descent": self.descent.state_dict(),
-            "chains": self.chains.state_dict(),
             "generator": self.generator.get_state(),
+            **self._parts(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of :meth:`state_dict`, bit for bit.
+        """Goes on from a state of :meth:`state_dict`, bit for bit while the guard keeps still.
+
+        The guard's own copies are not part of it: should it trip, it returns to this state.
 
         Arguments:
             state: The state, from a run of the same settings and data.
@@ -105,6 +110,10 @@ class Finetuner:
         self.journal.lines = list(state["lines"])
         self.generator.set_state(state["generator"])
         self._restore(state)
+
+    def _parts(self) -> dict[str, Any]:
+        """Returns what learning changes, which is what the guard goes back to."""
+        return {"descent": self.descent.state_dict(), "chains": self.chains.state_dict()}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.descent.load_state_dict(state["descent"])
@@ -174,12 +183,15 @@ class Finetuner:
     def _loop(
         self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
     ) -> None:
-        self.guard.keep(self.update, self.state_dict())
+        begin = time.perf_counter() - self.seconds
+        self.guard.keep(self.update, self._parts())
+        if output is not None and self.settings.checkpoint_every and not self.update:
+            # What was spent on the classifier is not lost, however soon the run is interrupted.
+            write_state(output / STATE, self.state_dict())
         batches = self.batches()
         while self.update < self.settings.updates:
-            begin = time.perf_counter()
             self.journal.add(self.step(*next(batches)))
-            self.seconds += time.perf_counter() - begin
+            self.seconds = time.perf_counter() - begin
             if self._due(self.settings.log_every):
                 line = self.journal.line(
                     update=self.update,
@@ -187,9 +199,11 @@ class Finetuner:
                     learning_rate=self.descent.rate,
                     rollbacks=self.guard.rollbacks,
                 )
+                if output is not None:
+                    self.journal.write(output)
                 self._watch(line)
                 if output is not None:
-                    self._write(output)
+                    self._write_state(output)
                 if callback is not None:
                     callback(line)
             drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
@@ -200,9 +214,8 @@ class Finetuner:
         """Tells whether something is due that is done every so often, and at the end."""
         return every > 0 and (self.update % every == 0 or self.update == self.settings.updates)
 
-    def _write(self, output: Path) -> None:
-        """Writes the last line of the log and, when it is time, the state to resume from."""
-        self.journal.write(output)
+    def _write_state(self, output: Path) -> None:
+        """Writes the state to resume from, when it is time."""
         every = self.settings.checkpoint_every
         if every and self.update // every > self._written // every:
             write_state(output / STATE, self.state_dict())
@@ -218,7 +231,7 @@ class Finetuner:
         if self.guard.trips(line["mean_gap"], line["worst"]):
             self._restore(self.guard.roll_back(line))
         elif self.guard.wants(self.update):
-            self.guard.keep(self.update, self.state_dict())
+            self.guard.keep(self.update, self._parts())
 
 
 def finetune(
@@ -234,14 +247,16 @@ def finetune(
         energy: The energy.
         dataset: Pairs of an image in [0, 1] and a class index.
         settings: The settings.
-        output: A folder for log, pictures and state; see :meth:`Finetuner.run`.
+        output: A folder for log, pictures and state; see :meth:`Finetuner.run`. It must not
+            exist, or be empty.
 
     Returns:
         The energy, with its `start` and `sampler` set to those of the run.
 
     Raises:
-        UsageError: If the data do not fit the classifier.
+        UsageError: If the data do not fit the classifier, or the folder is taken.
         Diverged: If the run diverged.
     """
-    Finetuner(energy, dataset, settings).run(output)
+    tuner = Finetuner(energy, dataset, settings)
+    tuner.run(None if output is None else new_folder(output))
     return energy

@@ -7,7 +7,6 @@ with what to do about it. A path never becomes code and a label never becomes a 
 __all__ = ["ImageFolder", "read_image", "to_pixels"]
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .errors import UsageError
+from .parts import held_out
 from .space import dequantize
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -149,7 +149,8 @@ class ImageFolder(Dataset):
         try:
             try:
                 source = create_dataset(name, root=root, split=split, download=download)
-            except (AssertionError, FileNotFoundError, RuntimeError, ValueError):
+            except ValueError:
+                # Not a part of this set; other faults of the data are not mended by another part.
                 if split != "test":
                     raise
                 source = create_dataset(name, root=root, split="validation", download=download)
@@ -163,14 +164,17 @@ class ImageFolder(Dataset):
         self.class_names = [str(c) for c in names]
         return self
 
-    def keep(self, indices: Sequence[int]) -> None:
-        """Forgets all images but those of the indices given, for a folder of files.
+    def keep_part(self, split: str) -> None:
+        """Keeps the part of a folder of files that is held out, or the rest of it.
 
         Arguments:
-            indices: The indices.
+            split: `test` for what is held out, `train` for the rest.
         """
-        self.files = [self.files[i] for i in indices]
-        self.labels = [self.labels[i] for i in indices]
+        names = [f"{path.parent.name}/{path.name}" for path in self.files]
+        out = held_out(names, self.labels)
+        keep = [i for i in range(len(names)) if (i in out) == (split == "test")]
+        self.files = [self.files[i] for i in keep]
+        self.labels = [self.labels[i] for i in keep]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,7 +1,8 @@
 r"""The log of a run: some updates make one line of numbers, brought to the host together.
 
 The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; near 0 in a healthy
-run. Numbers without a prefix are those of the last update of a line.
+run. `accuracy` and `mean_gap` are means over the updates of a line, `worst` is the largest number
+of any of them; the others are of the last one.
 """
 
 __all__ = ["Journal"]

@@ -129,15 +129,17 @@ def _folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
     if not (resume and kept.exists()):
         new_folder(folder)
         kept.write_text(text, encoding="utf-8")
-    elif (folder / "metrics.json").exists():
-        raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
-    elif kept.read_text(encoding="utf-8") != text:
+        return folder
+    if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
             "another --output."
         )
-    # A model without metrics is one whose run was interrupted while it was written down.
-    shutil.rmtree(folder / "model", ignore_errors=True)
+    if (folder / "metrics.json").exists():
+        raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
+    # What a run left that was killed while it wrote: a model without metrics, halves of files.
+    for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     return folder
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 import torch
-from timm.optim import list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers
 from torch.utils.data import Dataset
 
 from .chains import Storage
@@ -20,7 +20,7 @@ from .langevin import Langevin
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]
-Schedule = Literal["cosine", "tanh", "poly", "step", "multistep", "none"]
+Schedule = Literal["cosine", "tanh", "constant"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,13 @@ class ChainSettings:
     Arguments:
         per_class: Number of chains of a class.
         restart_rate: Probability that a drawn chain is begun anew.
+        burn_in: Langevin steps that a new chain makes before it counts.
         storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
     """
 
     per_class: int = 100
     restart_rate: float = 0.05
+    burn_in: int = 10
     storage: Storage = "float32"
 
 
@@ -86,7 +88,7 @@ class Settings:
         learning_rate: Learning rate at its highest.
         betas: Momentum of the gradient and of its square.
         weight_decay: Weight decay.
-        schedule: Name of a schedule of timm; `none` holds the learning rate.
+        schedule: What the learning rate does after the warm-up, by timm.
         warmup: Updates over which the learning rate rises.
         clip_grad: Largest norm of the gradient, none if absent.
         ema: Decay of the moving average of the weights that are kept.
@@ -99,7 +101,8 @@ class Settings:
         guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.
-        checkpoint_every: Updates between two states on disk to resume from, 0 for none.
+        checkpoint_every: Updates between two states on disk to resume from, 0 for none; written
+            with the next line of the log.
         seed: Seed of every random choice.
     """
 
@@ -144,9 +147,21 @@ class Settings:
         if not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1:
             raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
         # A wrong name would otherwise be found only after the classifier was trained.
-        if self.optimizer.lower().split("_")[-1] not in list_optimizers():
-            near = get_close_matches(self.optimizer, list_optimizers(), 3)
-            raise ValueError(f"Settings: timm has no optimizer {self.optimizer!r}. Try {near}.")
+        try:
+            create_optimizer_v2(
+                [torch.zeros(1, requires_grad=True)],
+                opt=self.optimizer,
+                lr=self.learning_rate,
+                weight_decay=self.weight_decay,
+                betas=self.betas,
+            )
+        except Exception as error:  # whatever an optimiser of timm raises
+            known = [str(name) for name in list_optimizers()]
+            near = ", ".join(get_close_matches(self.optimizer, known, 3))
+            raise ValueError(
+                f"Settings: timm cannot make the optimizer {self.optimizer!r} "
+                f"({str(error)[:80]}). {f'Near it: {near}.' if near else 'Try adamw.'}"
+            ) from error
         if self.schedule not in get_args(Schedule):
             raise ValueError(
                 f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,8 +26,8 @@ def write_state(place: str | Path, state: dict[str, Any]) -> None:
 
     Arguments:
         place: The file; one that is there is replaced.
-        state: A tree of dictionaries with keys of text or whole numbers, lists, and what JSON
-            or a tensor can hold.
+        state: A tree of dictionaries with keys of text or whole numbers, lists, tuples, data
+            types, and what JSON or a tensor can hold.
     """
     place = Path(place)
     tensors: dict[str, Tensor] = {}
@@ -42,28 +43,28 @@ def write_state(place: str | Path, state: dict[str, Any]) -> None:
 
 
 def read_state(place: str | Path) -> dict[str, Any]:
-    """Reads a state that :func:`write_state` wrote, on the CPU; tuples come back as lists.
+    """Reads a state that :func:`write_state` wrote, on the CPU.
 
     Arguments:
         place: The file.
 
     Raises:
-        UsageError: If the file is missing, damaged, or of a newer version.
+        UsageError: If the file is damaged, or of another version.
+        OSError: If it cannot be read.
     """
     try:
         with safe_open(place, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata["format"] != FORMAT:
-                raise UsageError(f"{place}: written by another version; start the run anew.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _unpack(json.loads(metadata["tree"]), tensors)
-    except (OSError, LookupError, TypeError, ValueError, SafetensorError) as error:
-        if isinstance(error, UsageError):
-            raise
+        tree, version = json.loads(metadata["tree"]), metadata["format"]
+    except (LookupError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"{place}: not the state of a run, or damaged ({type(error).__name__}). "
             "Remove it to start the run anew."
         ) from error
+    if version != FORMAT:
+        raise UsageError(f"{place}: written by another version of ebm-from-clf; install that one.")
+    return _unpack(tree, tensors)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - any node of the tree
@@ -76,7 +77,9 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - any 
         # Pairs, since JSON would turn whole-number keys into text.
         return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [_pack(item, tensors) for item in value]}
+        return {type(value).__name__: [_pack(item, tensors) for item in value]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
     return value
 
 
@@ -88,4 +91,7 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:  # noqa: ANN401 - an
         return tensors[content]
     if kind == "dict":
         return {key: _unpack(item, tensors) for key, item in content}
-    return [_unpack(item, tensors) for item in content]
+    if kind == "dtype":
+        return getattr(torch, content)
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

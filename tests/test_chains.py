@@ -137,7 +137,7 @@ def test_state_dict_holds_every_chain():
 
 
 def test_bad_numbers_are_refused():
-    for options in ({"per_class": 0}, {"restart_rate": 1.5}, {"storage": "int4"}):
+    for options in ({"per_class": 0}, {"restart_rate": 1.5}, {"burn_in": -1}, {"storage": "int4"}):
         with pytest.raises(ValueError, match="ChainStore"):
             store(**options)
     with pytest.raises(ValueError, match="classes are 0 to 2"):

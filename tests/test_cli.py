@@ -142,7 +142,7 @@ FAULTS = {
     "no gain": ("data:\n", "energy:\n  gain: 0.0\ndata:\n", "`gain` must be positive"),
     "no chains": ("per_class: 16", "per_class: 0", "`chains` keeps 0 of each"),
     "too few chains": ("per_class: 16", "per_class: 1", "Raise `per_class`"),
-    "unknown optimizer": ("updates: 2", "optimizer: adm", "no optimizer 'adm'"),
+    "unknown optimizer": ("updates: 2", "optimizer: adm", "cannot make the optimizer 'adm'"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
     "unknown data": ("name: digits8x8", "name: digits", "'digits' is neither mnist5k nor"),
     "no folder of data": ("name: digits8x8", "name: folder\n  root: none", "none: no such folder"),
@@ -501,10 +501,10 @@ def test_a_command_is_needed():
     refused("frobnicate", "frobnicate")
 
 
-def test_resume_of_a_finished_run_says_so_and_succeeds(tmp_path):
+def test_resume_of_a_finished_run_says_so(tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     command = ["finetune", "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "run"]
     assert call(*command, "--resume", "auto")[0] == 0
-    status, out, _ = call(*command, "--resume=auto")
-    assert status == 0 and "finished already" in out
+    refused("this run is finished", *command, "--resume=auto")
+    refused("begun with another recipe", *command, "--resume=auto", "--finetune.seed=1")
     refused("never", *command, "--resume", "always")

@@ -57,13 +57,14 @@ def test_bad_objectives_are_refused(options):
         Objective(**options)
 
 
-def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, **options):
+def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, burn_in=0, **options):
     chains = ChainStore(
         energy.reference,
         ReferenceStart(energy.reference),
         3,
         per_class=per_class,
         restart_rate=restart_rate,
+        burn_in=burn_in,
         generator=toys.seeded(),
     )
     sampler = Langevin(n_steps=n_steps, step_size=0.5)
@@ -129,6 +130,26 @@ def test_noisy_data_stay_in_the_support_as_chains_do(support):
     outside = torch.maximum(-observed, observed - 1).max()
     assert (observed - x).std() > 0.02
     assert outside > 0.1 if support == "unbounded" else outside < 1e-6
+
+
+@pytest.mark.parametrize("burn_in", [0, 3, 8])
+def test_burn_in_leaves_the_bias_of_its_closed_form(burn_in):
+    """E u = m (1 - a^b r a^K / (1 - (1 - r) a^K)) for starts around 0 and a linear tilt m."""
+    energy, steps, r, n = toys.linear(), 4, 0.3, 12_000
+    gen = drop_in(energy, n_steps=steps, per_class=n, restart_rate=r, burn_in=burn_in)
+    y = torch.ones(n).long()
+    for _ in range(22):
+        x = gen.synthesize(y)
+    tilt = toys.linear_tilt(energy, y[:1])[0]
+    a = 1 - 0.125
+    bias, mutant = (
+        1 - a**b * r * a**steps / (1 - (1 - r) * a**steps) for b in (burn_in, 0 if burn_in else 5)
+    )
+    along = energy.reference.encode(x).flatten(1).double() @ tilt / tilt.square().sum()
+    stats.assert_mean(along, bias)
+    with pytest.raises(AssertionError):
+        stats.assert_mean(along, mutant)
+    assert energy.sampler.n_steps == burn_in + round(steps / r)
 
 
 def test_learning_stops_at_the_mean_of_the_data():

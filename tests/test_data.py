@@ -17,6 +17,7 @@ from PIL import Image
 from ebm_from_clf import UsageError, data
 from ebm_from_clf.data import Augment, Batches, Images, check_labels, gather, load_data, loader
 from ebm_from_clf.folder import FORMATS, ImageFolder, read_image
+from ebm_from_clf.parts import held_out
 
 
 def pixels(images):
@@ -42,7 +43,7 @@ def test_offline_sets_split_into_parts_without_overlap(name, side, n_train, n_te
     assert train.images.dtype == torch.uint8 and train.images.shape[1:] == (1, side, side)
     assert train.class_names == test.class_names == [str(i) for i in range(10)]
     # A digit may truly come twice, so count: both parts together are the whole, once.
-    assert pixels(train.images) + pixels(test.images) == pixels(getattr(data, name)().images)
+    assert pixels(train.images) + pixels(test.images) == pixels(getattr(data, name)()[0])
     again = load_data(name, "test", size=(side, side), channels=1)
     assert torch.equal(again.images, test.images) and torch.equal(again.labels, test.labels)
     assert torch.bincount(test.labels, minlength=10).min() > 20
@@ -258,7 +259,7 @@ def test_folders_are_classes_in_order_of_their_names(tmp_path):
     (tmp_path / "a" / ".DS_Store").write_text("not an image")
     (tmp_path / "a" / "deeper").mkdir()
     Image.new("L", (8, 8), 99).save(tmp_path / "a" / "deeper" / "c.png")
-    found = folder(tmp_path)
+    found = folder(tmp_path, "all")
     assert isinstance(found, Images)
     assert found.class_names == ["10", "2", "a", "b ä"]
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3]
@@ -267,9 +268,9 @@ def test_folders_are_classes_in_order_of_their_names(tmp_path):
 
 
 def test_large_folders_are_read_when_asked_for(tmp_path, monkeypatch):
-    whole = folder(fill(tmp_path, "a", "b"))
+    whole = folder(fill(tmp_path, "a", "b"), "all")
     monkeypatch.setattr("ebm_from_clf.data.IN_MEMORY_BYTES", 4 * 3 * 8 * 8 - 1)
-    lazy = folder(tmp_path)
+    lazy = folder(tmp_path, "all")
     assert isinstance(lazy, ImageFolder) and len(lazy) == 4
     for i in range(4):
         assert torch.equal(lazy[i][0], whole[i][0]) and lazy[i][1] == whole[i][1]
@@ -285,17 +286,64 @@ def test_parts_are_taken_where_there_are_some(tmp_path):
     assert folder(tmp_path).class_names == ["a", "b"]
 
 
-def test_a_folder_without_parts_holds_a_fifth_of_each_class_out(tmp_path):
-    fill(tmp_path, "a", n=10)
-    fill(tmp_path, "b", n=3)
+def test_a_folder_without_parts_holds_some_of_each_class_out(tmp_path):
+    fill(tmp_path, "a", n=40)
+    fill(tmp_path, "b", n=2)
     fill(tmp_path, "c", n=1)
     train, test = folder(tmp_path), folder(tmp_path, "test")
-    assert torch.bincount(train.labels).tolist() == [8, 2, 1]
-    assert torch.bincount(test.labels).tolist() == [2, 1]
+    assert torch.bincount(test.labels).tolist()[1:] == [1]
+    assert torch.bincount(train.labels).tolist()[1:] == [1, 1]
+    # 40 files at probability 1/5 each, within 5 standard deviations.
+    assert 1 <= torch.bincount(test.labels)[0] <= 8 + 5 * 2.53
     both = torch.cat([train.images, test.images]).flatten(1)
     whole = folder(tmp_path, "all").images.flatten(1)
-    assert sorted(both.tolist()) == sorted(whole.tolist()) and len(whole) == 14
-    assert torch.equal(folder(tmp_path, "test").images, test.images)
+    assert sorted(both.tolist()) == sorted(whole.tolist()) and len(whole) == 43
+    with pytest.raises(UsageError, match="has no part 'dev'"):
+        folder(tmp_path, "dev")
+
+
+def test_files_added_later_move_no_other():
+    names = [f"a/{i}.png" for i in range(500)]
+    before = held_out(names[:400], [0] * 400)
+    after = held_out(names, [0] * 500)
+    assert {i for i in after if i < 400} == before
+    # Binomial, 400 at 1/5: standard deviation 8.
+    assert abs(len(before) - 80) < 5 * 8
+
+
+@pytest.mark.parametrize("part", ["validation", "val"])
+@pytest.mark.parametrize("name", ["folder", "imagefolder"])
+def test_validation_serves_as_test(tmp_path, part, name):
+    fill(tmp_path / "train", "a", "b", n=3)
+    fill(tmp_path / part, "a", "b", n=1)
+    parts = [
+        load_data(name, split, size=(8, 8), channels=3, root=str(tmp_path))
+        for split in ("train", "test")
+    ]
+    assert [len(p) for p in parts] == [6, 2] and parts[1].class_names == ["a", "b"]
+
+
+def test_a_set_of_timm_without_test_gives_its_validation(monkeypatch, tmp_path):
+    asked = []
+
+    def create(name, root, split, download):
+        asked.append(split)
+        if split == "test":
+            raise ValueError("Unknown split")
+        return data.Images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.arange(2), "ab")
+
+    monkeypatch.setattr("timm.data.create_dataset", create)
+    ImageFolder.from_timm("hfds/some", str(tmp_path), "test", (8, 8), 3)
+    assert asked == ["test", "validation"]
+    with pytest.raises(UsageError, match="Unknown split"):
+        monkeypatch.setattr("timm.data.create_dataset", lambda *a, **k: create("", "", "test", 0))
+        ImageFolder.from_timm("hfds/some", str(tmp_path), "train", (8, 8), 3)
+
+
+def test_a_part_without_an_image_is_refused(tmp_path):
+    fill(tmp_path, "a", "b", n=1)
+    with pytest.raises(UsageError, match="no image is left for split 'test'"):
+        folder(tmp_path, "test")
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -339,7 +387,7 @@ def test_a_broken_file_among_good_ones_is_refused_by_name(tmp_path):
     fill(tmp_path, "a", "b")
     (tmp_path / "b" / "z.png").write_text("oops")
     with pytest.raises(UsageError, match="b/z.png: not a readable image") as refusal:
-        folder(tmp_path)
+        folder(tmp_path, "all")
     assert "\n" not in str(refusal.value)
 
 

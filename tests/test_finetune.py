@@ -10,6 +10,7 @@ import torch
 from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert, finetune
 from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.data import Augment, Images, gather, load_data
+from ebm_from_clf.descent import Descent
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.guard import GuardSettings
@@ -86,7 +87,7 @@ def test_kept_weights_are_the_moving_average(digits):
     tuner.run()
     kept = tuner.descent.average.module.state_dict()
     assert all(torch.equal(v, kept[k]) for k, v in e.classifier.state_dict().items())
-    assert e.start is tuner.chains.start and e.sampler.n_steps == round(2 / 0.05)
+    assert e.start is tuner.chains.start and e.sampler.n_steps == 10 + round(2 / 0.05)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(digits):
@@ -187,12 +188,23 @@ def test_images_must_fit_the_classifier(digits):
         Finetuner(energy(digits), small)
 
 
-@pytest.mark.parametrize("name", ["tanh", "poly", "step", "multistep", "none"])
-def test_schedules_of_timm_run(digits, name):
-    settings = Settings(updates=4, warmup=0, schedule=name, learning_rate=1e-4, **QUICK)
-    tuner = Finetuner(energy(digits), digits, settings)
-    tuner.run()
-    assert 0 < tuner.descent.rate <= 1e-4
+@pytest.mark.parametrize("name, last", [("cosine", 1 / 50), ("tanh", 1 / 50), ("constant", 1)])
+def test_rate_rises_over_the_warmup_and_falls_by_the_schedule(name, last):
+    """From 1/100 at first, linearly to the whole rate, and by the schedule to about 1/50."""
+    network = torch.nn.Linear(1, 1)
+    settings = Settings(updates=100, warmup=10, schedule=name, learning_rate=1e-2)
+    descent = Descent(network, settings)
+    rates = []
+    for update in range(100):
+        descent.step(network(torch.zeros(1)).sum(), update)
+        rates.append(descent.rate / 1e-2)
+    assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.01 + 0.99 / 2)
+    assert max(rates) == pytest.approx(1, abs=0.05)
+    assert rates[-1] == pytest.approx(last, abs=0.02)
+    if name == "cosine":
+        assert rates[50] == pytest.approx(0.02 + 0.98 * 0.5, abs=0.02)
+    descent.step(network(torch.zeros(1)).sum(), 50, 0.5)
+    assert descent.rate / 1e-2 == pytest.approx(rates[50] / 2)
 
 
 @pytest.mark.parametrize(

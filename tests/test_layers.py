@@ -10,6 +10,7 @@ FLOORS = [
     ["energy", "fitted", "start"],
     ["langevin", "chains"],
     ["contrastive"],
+    ["parts"],
     [
         "demo",
         "doctor",

@@ -44,8 +44,16 @@ def test_resumed_run_is_the_run_never_interrupted(recipe, tmp_path, at):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         finetune_recipe(recipe, out, interrupted_at(at))
-    assert (out / "state.safetensors").exists() == (at > 3) and not (out / "model").exists()
-    resumed = finetune_recipe(recipe, out, resume=True)
+    assert (out / "state.safetensors").exists() and not (out / "model").exists()
+    (out / ".model.123.tmp").mkdir()
+    (out / ".state.safetensors.123.tmp").write_text("half of a state")
+    steps = []
+
+    def progress(title, total):
+        return lambda n: steps.append((title, n))
+
+    resumed = finetune_recipe(recipe, out, progress, resume=True)
+    assert steps == [("fine-tune", at // 3 * 3)] + [("fine-tune", 1)] * (8 - at // 3 * 3)
     for name in ("model.safetensors", "ebm.safetensors", "config.json"):
         first, second = (folder / "model" / name for folder in (tmp_path / "whole", out))
         assert first.read_bytes() == second.read_bytes(), name

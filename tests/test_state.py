@@ -17,6 +17,7 @@ STATE = {
     "groups": [{"betas": (0.9, 0.999), "params": [0, 1], "fused": False}],
     "generator": torch.Generator().get_state(),
     "empty": {},
+    "dtype": torch.bfloat16,
 }
 
 
@@ -25,8 +26,8 @@ def equal(a, b):
         return torch.equal(a, b) and a.dtype == b.dtype
     if isinstance(a, dict):
         return list(a) == list(b) and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b):
+        return all(equal(x, y) for x, y in zip(a, b, strict=True))
     return type(a) is type(b) and a == b
 
 
@@ -50,6 +51,19 @@ def test_a_crash_while_writing_leaves_the_old_state(tmp_path, monkeypatch):
             write_state(tmp_path / "s", {"update": 2})
     assert read_state(tmp_path / "s") == {"update": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("ebm_from_clf.state.FORMAT", "2")
+        write_state(tmp_path / "s", STATE)
+    with pytest.raises(UsageError, match="written by another version"):
+        read_state(tmp_path / "s")
+
+
+def test_a_state_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(OSError):
+        read_state(tmp_path / "none")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, b"\x80\x04}."])
