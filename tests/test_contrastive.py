@@ -194,7 +194,7 @@ def test_plain_loop_learns_the_fixed_point():
     tilts = []
     for update in range(120):
         optimizer.zero_grad()
-        gen(data, y).backward()
+        gen.terms(data, y, gen.synthesize(y)).contrast.backward()
         optimizer.step()
         if update >= 60:
             tilts.append(toys.linear_tilt(energy, torch.arange(3)))
