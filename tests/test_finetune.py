@@ -45,6 +45,7 @@ def network(num_classes=10, seed=0):
             channels=(16, 32, 32, 32),
             stem_type="deep",
             stem_width=8,
+            replace_stem_pool=True,
             pretrained_cfg_overlay=dict(input_size=(1, *SIZE), mean=(0.5,), std=(0.5,)),
         )
 
@@ -227,11 +228,12 @@ def test_digits_are_learned_in_seconds(digits):
     """Fresh chains of digits8x8 read as their class to a network that never met them."""
     test = load_data("digits8x8", "test", size=SIZE, channels=1)
     e = energy(digits)
-    train_classifier(e.classifier, e.space, digits, epochs=8, augment=Augment(shift=1))
+    train_classifier(e.classifier, e.space, digits, epochs=24, augment=Augment(shift=1))
     before = accuracy(e, test)
     settings = Settings(
-        updates=120,
+        updates=150,
         clean_batch_size=32,
+        learning_rate=1.2e-3,
         sampler=Langevin(n_steps=5, step_size=0.1, temperature=0.03),
         start=StartSettings(rank=16),
         chains=ChainSettings(per_class=64, restart_rate=0.2),
@@ -240,12 +242,12 @@ def test_digits_are_learned_in_seconds(digits):
     )
     finetune(e, digits, settings)
     judge = train_classifier(
-        network(seed=9), e.space, digits, epochs=8, augment=Augment(shift=1), seed=9
+        network(seed=9), e.space, digits, epochs=24, augment=Augment(shift=1), seed=9
     )
     with torch.no_grad():
         samples = draw(e, range(10), 10)
         agreement = (judge(e.space(samples.images)).argmax(1) == samples.classes).float().mean()
         x = e.start(samples.classes, generator=torch.Generator().manual_seed(0))
         starts = (judge(e.space(x)).argmax(1) == samples.classes).float().mean()
-    assert agreement >= 0.9 and agreement > starts
-    assert accuracy(e, test) >= before - 0.03
+    assert agreement >= 0.95 and agreement > starts
+    assert accuracy(e, test) >= before - 0.01
