@@ -126,8 +126,11 @@ class ChainStore(nn.Module):
         reference, start = self._held
         slot = self._slots(y, generator)
         u = self._unpack(self.state[y, slot], generator)
-        r = torch.rand(len(y), generator=generator, device=generator.device).to(y.device)
-        fresh = (r < self.restart_rate) | (self.age[y, slot] == 0)
+        # The same number every time, but for rounding at random: a batch of one shape is fast.
+        r = torch.rand(len(y) + 1, generator=generator, device=generator.device)
+        n_fresh = int(self.restart_rate * len(y) + float(r[-1]))
+        fresh = self.age[y, slot] == 0
+        fresh[r[:-1].argsort()[:n_fresh].to(y.device)] = True
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
         return Draw(u, y, slot, fresh)
