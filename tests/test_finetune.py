@@ -34,7 +34,7 @@ def digits():
     return load_data("digits8x8", "train", size=SIZE, channels=1)
 
 
-def network(num_classes=10, seed=0):
+def network(num_classes=10, seed=0, width=16):
     with torch.random.fork_rng():
         torch.random.manual_seed(seed)
         return timm.create_model(
@@ -42,9 +42,9 @@ def network(num_classes=10, seed=0):
             in_chans=1,
             num_classes=num_classes,
             layers=(1, 1, 0, 0),
-            channels=(16, 32, 32, 32),
+            channels=(width, 2 * width, 2 * width, 2 * width),
             stem_type="deep",
-            stem_width=8,
+            stem_width=width // 2,
             replace_stem_pool=True,
             pretrained_cfg_overlay=dict(input_size=(1, *SIZE), mean=(0.5,), std=(0.5,)),
         )
@@ -224,11 +224,13 @@ def test_bad_settings_are_refused(options):
         Settings(**options)
 
 
+@pytest.mark.slow
 def test_digits_are_learned_in_seconds(digits):
     """Fresh chains of digits8x8 read as their class to a network that never met them."""
     test = load_data("digits8x8", "test", size=SIZE, channels=1)
     e = energy(digits)
-    train_classifier(e.classifier, e.space, digits, epochs=24, augment=Augment(shift=1))
+    e.classifier = network(width=32)
+    train_classifier(e.classifier, e.space, digits, epochs=16, augment=Augment(shift=1))
     before = accuracy(e, test)
     settings = Settings(
         updates=150,
@@ -242,7 +244,7 @@ def test_digits_are_learned_in_seconds(digits):
     )
     finetune(e, digits, settings)
     judge = train_classifier(
-        network(seed=9), e.space, digits, epochs=24, augment=Augment(shift=1), seed=9
+        network(seed=9, width=32), e.space, digits, epochs=16, augment=Augment(shift=1), seed=9
     )
     with torch.no_grad():
         samples = draw(e, range(10), 10)
