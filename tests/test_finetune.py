@@ -225,6 +225,7 @@ def test_bad_settings_are_refused(options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_digits_are_learned_in_seconds(digits):
     """Fresh chains of digits8x8 read as their class to a network that never met them."""
     test = load_data("digits8x8", "test", size=SIZE, channels=1)

@@ -49,6 +49,7 @@ def test_warp_keeps_what_is_in_the_middle():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_hundred_updates_draw_digits(tmp_path):
     """A third of the recipe's updates: digits already, and the classifier is not harmed."""
     metrics = quickstart(tmp_path / "run", "--n=30", "--judge_epochs=4", "--finetune.updates=200")
