@@ -79,7 +79,7 @@ def finetune_recipe(
         output: The folder of the run; it must not exist, or be empty, unless it is resumed.
         progress: Given a title and a total, returns what advances a progress bar.
         resume: Whether to go on from the last state in the folder, if there is one; the result
-            is that of a run never interrupted.
+            is that of a run never interrupted, unless the guard steps in soon after.
 
     Raises:
         UsageError: If the folder is taken or something in the recipe cannot be used.
