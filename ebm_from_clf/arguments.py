@@ -27,6 +27,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from .energy import Gauge
+from .errors import UsageError
 from .recipe import Recipe, find_recipe
 from .strict_yaml import check_yaml
 
@@ -40,6 +41,7 @@ EPILOG = """examples:
 """
 
 LONGEST_LINE = 300
+LARGEST_NUMBER = 1e12
 
 
 def stop(status: int, why: object) -> NoReturn:
@@ -107,8 +109,21 @@ def recipe_of(arguments: Namespace) -> Recipe:
 
     Arguments:
         arguments: The arguments, with a name for each field of the recipe.
+
+    Raises:
+        UsageError: If a number in it is not finite, or too large to be meant.
     """
-    return Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
+    found = Recipe(**{f.name: arguments[f.name] for f in dataclasses.fields(Recipe)})
+    _check_numbers("", dataclasses.asdict(found))
+    return found
+
+
+def _check_numbers(name: str, value: object) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(f"{name}.{key}".strip("."), item)
+    elif isinstance(value, int | float) and not abs(value) < LARGEST_NUMBER:
+        raise UsageError(f"{name}: {value} is no number to work with. Give a smaller one.")
 
 
 def _recipe_arguments(parser: ArgumentParser) -> None:

@@ -135,6 +135,10 @@ def _restore(
     )
     energy.class_names = class_names(classifier)
     energy.start = _restore_start(config["start"], parts["start"], energy.reference)
+    if isinstance(energy.start, ClassGaussian):
+        expected = (energy.n_classes or len(energy.start.mean), *energy.reference.shape)
+        if tuple(energy.start.mean.shape) != expected:
+            raise ValueError(f"start.mean has shape {tuple(energy.start.mean.shape)}")
     energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
     return energy
 

@@ -6,18 +6,17 @@ Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 term
 __all__ = ["main"]
 
 import json
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from .arguments import (
@@ -41,11 +40,12 @@ from .doctor import examine
 from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import evaluate
-from .folders import new_folder, write_json
-from .langevin import Langevin
+from .folders import publish, write_json
+from .gallery import write_samples
+from .labels import by_name
 from .quickstart import quickstart
 from .run import finetune_recipe, machine
-from .sample import write_samples
+from .sample import UNTUNED
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         COMMANDS[name][1](arguments)
     except (UsageError, ValueError) as error:
         stop(2, error)
-    except (Diverged, OSError) as error:
+    except (Diverged, OSError, SafetensorError) as error:
+        # safetensors says so when the disk is full.
         stop(1, error)
     except KeyboardInterrupt:
         stop(130, "interrupted")
@@ -100,11 +101,6 @@ def _progress(title: str, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _write_metrics(folder: str | Path, numbers: dict[str, Any]) -> None:
-    write_json(Path(folder) / "metrics.json", numbers | {"machine": machine()})
-    print(f"wrote {folder}")
-
-
 def _open(name: str) -> ClassifierEnergy:
     """Opens a saved energy, or converts a classifier on the fly; on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,26 +115,11 @@ def _timm_name(name: str) -> str:
     return f"local-dir:{name}" if (Path(name) / "config.json").is_file() else name
 
 
-@contextmanager
-def _nothing_left(output: str | Path) -> Iterator[None]:
-    """Removes the folder of a run that found its input wrong before it had a result."""
-    folder = Path(output)
-    fresh = not folder.exists()
-    try:
-        yield
-    except ValueError:
-        files = {p.name for p in folder.rglob("*") if not p.is_dir()}
-        if fresh and folder.is_dir() and files <= {"recipe.yaml", "before.json"}:
-            shutil.rmtree(folder)
-        raise
-
-
 def _quickstart(a: Namespace) -> None:
     """Trains, converts, fine-tunes, samples and evaluates on MNIST-5k."""
-    with _nothing_left(a.output):
-        numbers = quickstart(
-            a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
-        )
+    numbers = quickstart(
+        a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
+    )
     found = numbers["samples"]
     print(
         f"accuracy {numbers['accuracy_before']:.3f} before, {numbers['accuracy']:.3f} after; "
@@ -173,13 +154,14 @@ def _doctor(a: Namespace) -> None:
 def _convert(a: Namespace) -> None:
     """Converts a classifier to an energy and saves it as a folder that timm can read."""
     save(convert(_timm_name(a.classifier), gauge=a.gauge, gain=a.gain), a.output)
-    _write_metrics(a.output, {"classifier": a.classifier})
+    numbers = {"classifier": a.classifier, "machine": machine()}
+    write_json(Path(a.output) / "metrics.json", numbers)
+    print(f"wrote {a.output}")
 
 
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
-    with _nothing_left(a.output):
-        run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
+    run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
     model = Path(a.output) / "model"
     print(f"wrote {a.output}; draw with: ebm-from-clf sample {model} --classes all --output DIR")
@@ -193,7 +175,7 @@ def _sample(a: Namespace) -> None:
         print(
             "not fine-tuned: images are draws of the reference, faintly tilted by the classifier"
         )
-    sampler = energy.sampler or Langevin(n_steps=100)
+    sampler = energy.sampler or UNTUNED
     if a.steps is not None:
         sampler = replace(sampler, n_steps=a.steps)
     write_samples(
@@ -202,7 +184,6 @@ def _sample(a: Namespace) -> None:
         a.n,
         a.seed,
         a.output,
-        names=energy.class_names,
         sampler=sampler,
         progress=_progress("sample", sampler.n_steps * len(classes) * a.n),
     )
@@ -211,13 +192,15 @@ def _sample(a: Namespace) -> None:
 
 def _evaluate(a: Namespace) -> None:
     """Measures accuracy and calibration on held-out data."""
-    energy = _open(a.model)
-    channels, *size = energy.space.shape
-    data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
-    folder = new_folder(a.output)
-    numbers = evaluate(energy, data)
+    with publish(a.output) as folder:
+        energy = _open(a.model)
+        channels, *size = energy.space.shape
+        data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
+        by_name(data, energy.class_names)
+        numbers = evaluate(energy, data)
+        write_json(folder / "metrics.json", numbers | {"machine": machine()})
     print(json.dumps(numbers))
-    _write_metrics(folder, numbers)
+    print(f"wrote {a.output}")
 
 
 def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
@@ -237,7 +220,7 @@ def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
             raise UsageError(f"no class is named {word!r}.{hint}")
         if energy.n_classes and found[-1] >= energy.n_classes:
             raise UsageError(f"class {word}: classes are 0 to {energy.n_classes - 1}.")
-    return found
+    return list(dict.fromkeys(found))
 
 
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {

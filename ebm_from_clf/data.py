@@ -4,8 +4,7 @@ A data set yields pairs (x, y): pixels in [0, 1] as a float tensor of shape (C, 
 index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`Images`.
 """
 
-__all__ = ["Augment", "Batches", "Images", "check_labels", "gather", "load_data", "loader"]
-
+__all__ = ["Augment", "Batches", "Images", "gather", "load_data", "loader"]
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,41 +158,6 @@ def gather(dataset: Dataset, per_class: int | None = None) -> tuple[Tensor, Tens
     return x[keep], y[keep]
 
 
-def check_labels(dataset: Dataset, n_classes: int | None) -> int:
-    """Checks that the labels of a data set fit a classifier.
-
-    Arguments:
-        dataset: Pairs of an image and a class index.
-        n_classes: The number of classes of the classifier, if it is known.
-
-    Returns:
-        The number of classes.
-
-    Raises:
-        UsageError: If there are no data, a label is out of range or a class has no image.
-    """
-    labels = getattr(dataset, "labels", None)
-    if labels is None:
-        labels = [int(dataset[i][1]) for i in range(len(dataset))]  # type: ignore[arg-type]
-    y = torch.as_tensor(labels)
-    if len(y) == 0:
-        raise UsageError("the data set is empty.")
-    low, high = int(y.min()), int(y.max())
-    n_classes = n_classes or high + 1
-    if low < 0 or high >= n_classes:
-        raise UsageError(
-            f"the data have labels {low} to {high}, the classifier has {n_classes} classes. "
-            f"Give num_classes={high + 1}."
-        )
-    empty = (torch.bincount(y, minlength=n_classes) == 0).nonzero().flatten().tolist()
-    if empty:
-        raise UsageError(
-            f"no image of class {', '.join(map(str, empty[:8]))}; every class of the classifier "
-            "needs some. Add data, or give the classifier fewer classes."
-        )
-    return n_classes
-
-
 def load_data(
     name: str,
     split: str,
@@ -220,6 +184,8 @@ def load_data(
         UsageError: If the data are missing or cannot be read.
     """
     if name in ("mnist5k", "digits8x8"):
+        if split not in ("train", "test"):
+            raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
         images, labels = mnist5k() if name == "mnist5k" else digits8x8()
         digits = Images(images, labels, [str(i) for i in range(10)])
         found = _fit(digits, size, channels)

@@ -23,13 +23,14 @@ from torch.utils.data import Dataset
 
 from .chains import ChainStore
 from .contrastive import Contrastive, Terms
-from .data import Batches, check_labels, loader
+from .data import Batches, loader
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
+from .labels import check_labels
 from .pictures import grid
 from .settings import Settings
 from .space import check_pixels
@@ -45,6 +46,9 @@ class Finetuner:
         energy: The energy; its classifier is trained in place.
         dataset: Pairs of an image in [0, 1] and a class index.
         settings: The settings.
+
+    Attributes:
+        notes: What its owner wants to be kept with the state.
 
     Raises:
         UsageError: If the data do not fit the classifier.
@@ -80,6 +84,7 @@ class Finetuner:
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
         self.guard = Guard(settings.guard)
+        self.notes: dict[str, Any] = {}
         self.update = 0
         self.seconds = 0.0
         self.journal = Journal()
@@ -88,25 +93,24 @@ class Finetuner:
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the rest of the run depends on; data order follows from `update`."""
         return {
+            "notes": self.notes,
             "update": self.update,
             "seconds": self.seconds,
-            "rollbacks": self.guard.rollbacks,
+            "guard": self.guard.state_dict(),
             "lines": self.journal.lines,
             "generator": self.generator.get_state(),
             **self._parts(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state of :meth:`state_dict`, bit for bit while the guard keeps still.
-
-        The guard's own copies are not part of it: should it trip, it returns to this state.
+        """Goes on from a state of :meth:`state_dict`, bit for bit.
 
         Arguments:
             state: The state, from a run of the same settings and data.
         """
-        self.update, self.seconds = state["update"], state["seconds"]
+        self.notes, self.update, self.seconds = state["notes"], state["update"], state["seconds"]
         self._written = self.update
-        self.guard.rollbacks = state["rollbacks"]
+        self.guard.load_state_dict(state["guard"])
         self.journal.lines = list(state["lines"])
         self.generator.set_state(state["generator"])
         self._restore(state)
@@ -184,7 +188,8 @@ class Finetuner:
         self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
     ) -> None:
         begin = time.perf_counter() - self.seconds
-        self.guard.keep(self.update, self._parts())
+        if not self.update:
+            self.guard.keep(0, self._parts())
         if output is not None and self.settings.checkpoint_every and not self.update:
             # What was spent on the classifier is not lost, however soon the run is interrupted.
             write_state(output / STATE, self.state_dict())
@@ -202,13 +207,15 @@ class Finetuner:
                 if output is not None:
                     self.journal.write(output)
                 self._watch(line)
+            drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
+            if output is not None and drawable and self._due(self.settings.grid_every):
+                self.picture().save(output / "chains" / f"{self.update:06d}.png")
+            if self._due(self.settings.log_every):
+                # Last of all: what an interrupted run has shown, it need not show again.
                 if output is not None:
                     self._write_state(output)
                 if callback is not None:
                     callback(line)
-            drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
-            if output is not None and drawable and self._due(self.settings.grid_every):
-                self.picture().save(output / "chains" / f"{self.update:06d}.png")
 
     def _due(self, every: int) -> bool:
         """Tells whether something is due that is done every so often, and at the end."""

@@ -6,6 +6,7 @@ with what to do about it. A path never becomes code and a label never becomes a 
 
 __all__ = ["ImageFolder", "read_image", "to_pixels"]
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,18 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image) or image
+            return to_pixels(upright, size, channels)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(
             f"{path}: too many pixels, a decompression bomb? Remove it or make it smaller."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UsageError(
             f"{path}: not a readable image ({', '.join(FORMATS)}), or truncated. Remove or "
             "replace it."
         ) from error
-    if upright.mode == "F":
-        raise UsageError(f"{path}: floats have no black and white. Save it with 8 or 16 bits.")
-    return to_pixels(upright, size, channels)
 
 
 def to_pixels(image: Image.Image | Tensor, size: tuple[int, int], channels: int = 1) -> Tensor:
@@ -73,9 +74,14 @@ def to_pixels(image: Image.Image | Tensor, size: tuple[int, int], channels: int 
 
     Returns:
         The 8-bit image, with shape (C, H, W).
+
+    Raises:
+        UsageError: If black and white are unknown: floats, or more than 16 bits.
     """
     if isinstance(image, Tensor):
         image = Image.fromarray(image[0].numpy())
+    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() >= 2**16):
+        raise UsageError("its black and white are unknown. Save it with 8 or 16 bits.")
     if image.mode.startswith("I;16") or image.mode == "I":
         image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -1,7 +1,8 @@
 """Output folders: nothing is overwritten, nothing left half-written, no label becomes a path."""
 
-__all__ = ["new_folder", "publish", "slug", "write_json"]
+__all__ = ["LOCK", "claim", "new_folder", "publish", "slug", "write_json", "write_text"]
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+
+LOCK = ".lock"
 
 
 def new_folder(path: str | Path) -> Path:
@@ -26,7 +29,7 @@ def new_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
             raise UsageError(
                 f"{path}: holds something already. Choose another --output, or remove it."
             )
@@ -34,11 +37,37 @@ def new_folder(path: str | Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise UsageError(
-            f"{path}: cannot be written ({reason}). Choose another --output."
-        ) from error
+        raise _unwritable(path, error) from error
     return path
+
+
+@contextmanager
+def claim(folder: str | Path) -> Iterator[None]:
+    """Keeps other processes out of a folder for a while; creates it if it is missing.
+
+    Arguments:
+        folder: The folder. The claim ends with the process, however it ends.
+
+    Raises:
+        UsageError: If another process has claimed it, or it cannot be written.
+    """
+    place = Path(folder) / LOCK
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = place.open("w")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another process works in it. Wait, or choose another --output."
+            ) from error
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -80,10 +109,23 @@ def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - whatever
         path: The file.
         value: What to write.
     """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text in one piece: the file is the old one or the new one.
+
+    Arguments:
+        path: The file.
+        text: What to write.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def slug(label: str) -> str:
@@ -94,6 +136,11 @@ def slug(label: str) -> str:
     """
     plain = re.sub(r"[^a-z0-9]+", "-", label.split(",")[0].lower()).strip("-")
     return plain[:40].strip("-") or "class"
+
+
+def _unwritable(path: str | Path, error: OSError) -> UsageError:
+    reason = error.strerror or type(error).__name__
+    return UsageError(f"{path}: cannot be written ({reason}). Choose another --output.")
 
 
 def _umask() -> int:

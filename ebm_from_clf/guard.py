@@ -85,6 +85,19 @@ class Guard:
         """
         self._kept.append((update, copy.deepcopy(state)))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the number of returns and the copies."""
+        return {"rollbacks": self.rollbacks, "kept": list(self._kept)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of :meth:`state_dict`.
+
+        Arguments:
+            state: The state.
+        """
+        self.rollbacks = state["rollbacks"]
+        self._kept = deque((tuple(pair) for pair in state["kept"]), maxlen=2)
+
     def roll_back(self, line: dict[str, float]) -> dict[str, Any]:
         """Returns the state to go back to, and forgets what came after it.
 

@@ -20,10 +20,11 @@ from torch.utils.data import Dataset
 from .classify import train_classifier
 from .evaluate import evaluate
 from .folders import write_json
+from .gallery import write_samples
+from .judge import Judge
 from .recipe import Recipe
 from .report import write_report
 from .run import Progress, finetune_recipe, machine, silent
-from .sample import write_samples
 from .space import PixelSpace
 
 
@@ -63,24 +64,19 @@ def quickstart(
         n,
         recipe.finetune.seed,
         folder / "samples",
-        names=energy.class_names,
         progress=progress("sample", steps),
     )
-    judge = train_judge(energy.space, run.train, len(classes), judge_epochs, progress)
-    numbers, starts = (
-        evaluate(
-            energy,
-            run.test,
-            images=images,
-            classes=samples.classes,
-            judge=judge,
-            judge_space=energy.space,
-            train=run.train,
-        )
-        for images in (samples.images, samples.frames[0])
+    judge = Judge(
+        train_judge(energy.space, run.train, len(classes), judge_epochs, progress),
+        energy.space,
+        run.train,
+        run.test,
     )
+    numbers = evaluate(energy, run.test)
+    numbers["samples"] = judge.score(samples.images, samples.classes)
     # What the chains added to their starts is part of the result.
-    numbers["starts"] = {k: starts["samples"][k] for k in ("agreement", "frechet_ratio")}
+    starts = judge.score(samples.frames[0], samples.classes)
+    numbers["starts"] = {k: starts[k] for k in ("agreement", "frechet_ratio")}
     seconds = round(time.perf_counter() - begin, 1)
     saturated = {"saturated": float(samples.saturated.mean())}
     metrics = run.metrics | numbers | saturated | {"seconds": seconds} | machine()

@@ -1,13 +1,12 @@
 """A run: from a recipe to a folder with everything that belongs to it.
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
-`chains/`, the energy in `model/`, and `metrics.json`, written last. Until then `before.json` and
-`state.safetensors` are what an interrupted run goes on from.
+`chains/`, the energy in `model/`, and `metrics.json`, written last. Until then an interrupted run
+goes on from `state.safetensors`.
 """
 
 __all__ = ["Progress", "finetune_recipe", "peak_memory", "silent"]
 
-import json
 import platform
 import resource
 import shutil
@@ -26,13 +25,13 @@ from torch.utils.data import Dataset
 
 from .checkpoint import save
 from .classify import train_classifier
-from .convert import space_of
-from .data import check_labels
+from .convert import class_names, space_of
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .evaluate import accuracy
 from .finetune import STATE, Finetuner
-from .folders import new_folder, write_json
+from .folders import claim, new_folder, write_json, write_text
+from .labels import by_name, check_labels, fingerprint
 from .recipe import Recipe
 from .space import PixelSpace
 from .state import read_state
@@ -79,68 +78,95 @@ def finetune_recipe(
         output: The folder of the run; it must not exist, or be empty, unless it is resumed.
         progress: Given a title and a total, returns what advances a progress bar.
         resume: Whether to go on from the last state in the folder, if there is one; the result
-            is that of a run never interrupted, unless the guard steps in soon after.
+            is that of a run never interrupted.
 
     Raises:
         UsageError: If the folder is taken or something in the recipe cannot be used.
         Diverged: If the fine-tuning diverged; the log stays, no model is written.
     """
-    begin = time.perf_counter()
     classifier, space = _classifier(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
+    for part in (train, test):
+        by_name(part, class_names(classifier))
     check_labels(train, getattr(classifier, "num_classes", None))
-    folder = _folder(recipe, Path(output), resume)
+    folder = Path(output)
+    with claim(folder):
+        _prepare(recipe, folder, resume)
+        try:
+            tuner = _begin(recipe, folder, classifier, space, train, test, progress)
+        except ValueError:
+            # The input was found wrong before there was a result: nothing is left behind.
+            if not (folder / STATE).exists():
+                shutil.rmtree(folder)
+            raise
+        advance = progress("fine-tune", recipe.finetune.updates)
+        advance(tuner.update)
+        every = recipe.finetune.log_every
+        tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
+        save(tuner.energy, folder / "model")
+        metrics = {
+            "accuracy_before": tuner.notes["accuracy_before"],
+            "accuracy_after": accuracy(tuner.energy, test),
+            "updates": tuner.update,
+            "rollbacks": tuner.guard.rollbacks,
+            "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
+            "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
+            "seconds_tuning": round(tuner.seconds, 1),
+        } | machine()
+        write_json(folder / "metrics.json", metrics)
+        (folder / STATE).unlink(missing_ok=True)
+    return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
+
+
+def _begin(
+    recipe: Recipe,
+    folder: Path,
+    classifier: nn.Module,
+    space: PixelSpace,
+    train: Dataset,
+    test: Dataset,
+    progress: Progress,
+) -> Finetuner:
+    """Creates the loop of a run at its first update, or at the state that it left."""
+    begin = time.perf_counter()
+    data = fingerprint(train)
     state = read_state(folder / STATE) if (folder / STATE).exists() else None
+    if state is not None and state["notes"]["data"] != data:
+        raise UsageError(
+            f"{folder}: the data are not those that the run was begun with. Bring them back, or "
+            "choose another --output."
+        )
     if state is None:
         _train(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
-    if state is None:
-        before = {"accuracy": accuracy(energy, test)}
-        before["seconds"] = round(time.perf_counter() - begin, 1)
-        write_json(folder / "before.json", before)
-    before = json.loads((folder / "before.json").read_text(encoding="utf-8"))
+    before = None if state is not None else accuracy(energy, test)
     tuner = Finetuner(energy, train, recipe.finetune)
     if state is not None:
         tuner.load_state_dict(state)
-    advance = progress("fine-tune", recipe.finetune.updates)
-    advance(tuner.update)
-    every = recipe.finetune.log_every
-    tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
-    save(energy, folder / "model")
-    metrics = {
-        "accuracy_before": before["accuracy"],
-        "accuracy_after": accuracy(energy, test),
-        "updates": tuner.update,
-        "rollbacks": tuner.guard.rollbacks,
-        "equivalent": energy.equivalent(recipe.finetune.sampler.temperature),
-        "seconds_before_tuning": before["seconds"],
-        "seconds_tuning": round(tuner.seconds, 1),
-    } | machine()
-    write_json(folder / "metrics.json", metrics)
-    for rest in (STATE, "before.json"):
-        (folder / rest).unlink(missing_ok=True)
-    return Finished(energy, train, test, metrics, tuner.journal.lines)
+        return tuner
+    seconds = round(time.perf_counter() - begin, 1)
+    tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds, "data": data}
+    return tuner
 
 
-def _folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
+def _prepare(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Creates the folder of a run and its recipe, or finds the one that is to be resumed."""
     text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
     kept = folder / "recipe.yaml"
     if not (resume and kept.exists()):
-        new_folder(folder)
-        kept.write_text(text, encoding="utf-8")
-        return folder
+        write_text(new_folder(folder) / "recipe.yaml", text)
+        return
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
             "another --output."
         )
     if (folder / "metrics.json").exists():
+        (folder / STATE).unlink(missing_ok=True)
         raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
     # What a run left that was killed while it wrote: a model without metrics, halves of files.
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    return folder
 
 
 def machine() -> dict[str, Any]:

@@ -4,12 +4,10 @@ The image of (class, seed) depends on these two and the model alone: not on the 
 how many there are, or on how they were split into batches.
 """
 
-__all__ = ["Samples", "draw", "sample", "write_samples"]
+__all__ = ["UNTUNED", "Samples", "draw", "join", "sample", "stream"]
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,14 +15,14 @@ from torch import Tensor
 
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .folders import new_folder, slug
 from .langevin import Langevin
 from .noise import generators
-from .pictures import grid, picture, write_film
 from .start import ReferenceStart
 
 PIXELS_AT_ONCE = 400_000
-FRAMES = 16
+UNTUNED = Langevin(n_steps=100)
+STRIDE = 1_000_003
+LARGEST_SEED = 2**63 // STRIDE - 2
 
 
 class Samples(NamedTuple):
@@ -35,7 +33,7 @@ class Samples(NamedTuple):
         classes: Their class indices, with shape (N).
         seeds: Their seeds, with shape (N).
         energies: Their energies, in nats, with shape (N).
-        frames: The images along the way, with shape (F, N, C, H, W).
+        frames: The images along the way, with shape (F, N, C, H, W); the first are the starts.
         saturated: The fraction of pixel values clipped to 0 or 1, with shape (N).
     """
 
@@ -84,9 +82,49 @@ def draw(
     sampler: Langevin | None = None,
     batch_size: int | None = None,
     frames: int = 0,
-    progress: Callable[[int], None] | None = None,
 ) -> Samples:
     """Draws images with all that belongs to them; arguments as for :func:`sample`.
+
+    Arguments:
+        energy: The energy.
+        classes: The class indices.
+        n: The number of images of each.
+        seed: The seed of the first image.
+        sampler: How chains move.
+        batch_size: Images at once.
+        frames: Images kept along the way of each chain.
+
+    Raises:
+        UsageError: If a class does not exist or n is not positive.
+    """
+    parts = stream(energy, classes, n, seed, sampler=sampler, batch_size=batch_size, frames=frames)
+    return join(list(parts))
+
+
+def join(parts: Sequence[Samples]) -> Samples:
+    """Joins parts of samples to one.
+
+    Arguments:
+        parts: The parts, at least one.
+    """
+    columns = list(zip(*parts, strict=True))
+    # The frames lie along the first axis, the images along the second.
+    axes = (0, 0, 0, 0, 1, 0)
+    return Samples(*(torch.cat(c, axis) for c, axis in zip(columns, axes, strict=True)))
+
+
+def stream(
+    energy: ClassifierEnergy,
+    classes: Sequence[int],
+    n: int = 1,
+    seed: int = 0,
+    *,
+    sampler: Langevin | None = None,
+    batch_size: int | None = None,
+    frames: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Samples]:
+    """Draws images part by part, as many at once as fit; arguments as for :func:`draw`.
 
     Arguments:
         energy: The energy.
@@ -107,31 +145,26 @@ def draw(
             f"sample: classes are 0 to {last} and n is 1 or more, "
             f"got classes {list(classes)[:8]} and n {n}."
         )
-    sampler = sampler or energy.sampler or Langevin(n_steps=100)
-    device = energy.reference.mean.device
+    if not 0 <= seed <= LARGEST_SEED - n:
+        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED}, got {seed}.")
+    sampler = sampler or energy.sampler or UNTUNED
     y = torch.tensor(list(classes)).repeat_interleave(n)
     seeds = (seed + torch.arange(n)).repeat(len(classes))
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
-    parts = []
     done = 0
     while done < len(y):
         part = slice(done, done + size)
         try:
-            parts.append(
-                _chain(energy, sampler, y[part].to(device), seeds[part], frames, progress)
-            )
-            done += size
+            found = _chain(energy, sampler, y[part], seeds[part], frames, progress)
         except torch.cuda.OutOfMemoryError:
             # The images do not depend on the split, so smaller batches give the same ones.
             if size == 1:
                 raise
             size = max(1, size // 2)
-    x = torch.cat([p[0] for p in parts])
-    film = torch.cat([p[2] for p in parts], 1)
-    outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
-    energies = torch.cat([p[1] for p in parts])
-    return Samples(x.clamp(0, 1), y, seeds, energies, film.clamp(0, 1), outside)
+            continue
+        done += size
+        yield found
 
 
 def _chain(
@@ -141,91 +174,25 @@ def _chain(
     seeds: Tensor,
     frames: int,
     progress: Callable[[int], None] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Samples:
     """Runs one batch of chains in about as many pieces as frames are wanted."""
-    noise = generators([int(s) * 1_000_003 + int(c) for s, c in zip(seeds, y.cpu(), strict=True)])
+    noise = generators([int(s) * STRIDE + int(c) for s, c in zip(seeds, y, strict=True)])
     start = energy.start or ReferenceStart(energy.reference)
-    u = energy.reference.encode(start(y, generator=noise))
+    label = y.to(energy.reference.mean.device)
+    u = energy.reference.encode(start(label, generator=noise))
     film = [energy.reference.decode(u).cpu()] if frames else []
     piece = max(1, sampler.n_steps // (frames or 10))
     done = 0
     while done < sampler.n_steps:
         steps = min(piece, sampler.n_steps - done)
-        u, _ = replace(sampler, n_steps=steps)(energy, u, y, generator=noise)
+        u, _ = replace(sampler, n_steps=steps)(energy, u, label, generator=noise)
         done += steps
         if frames:
             film.append(energy.reference.decode(u).cpu())
         if progress is not None:
             progress(steps * len(y))
     with torch.no_grad():
-        x, value = energy.reference.decode(u), energy(u, y)
-    kept = torch.stack(film) if film else x.new_empty(0, *x.shape, device="cpu")
-    return x.cpu(), value.cpu(), kept
-
-
-def write_samples(
-    energy: ClassifierEnergy,
-    classes: Sequence[int],
-    n: int,
-    seed: int,
-    output: str | Path,
-    *,
-    names: Sequence[str] | None = None,
-    sampler: Langevin | None = None,
-    batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Samples:
-    """Draws images into a folder, with `metadata.jsonl`, `grid.png` and `chains.gif`.
-
-    Arguments:
-        energy: The energy.
-        classes: The class indices.
-        n: The number of images of each.
-        seed: The seed of the first image.
-        output: The folder; it must not exist, or be empty.
-        names: The name of each class of the classifier.
-        sampler: How chains move.
-        batch_size: Images at once.
-        progress: Called with the number of image-steps just done.
-
-    Raises:
-        UsageError: If a class does not exist or the folder is taken or cannot be written.
-    """
-    sampler = sampler or energy.sampler or Langevin(n_steps=100)
-    folder = new_folder(output)
-    result = draw(
-        energy,
-        classes,
-        n,
-        seed,
-        sampler=sampler,
-        batch_size=batch_size,
-        frames=FRAMES,
-        progress=progress,
-    )
-    lines = []
-    for image, c, s, value, outside in zip(
-        result.images, *(v.tolist() for v in result[1:4]), result.saturated.tolist(), strict=True
-    ):
-        label = names[c] if names else str(c)
-        place = folder / f"{c:05d}_{slug(label)}"
-        place.mkdir(exist_ok=True)
-        picture(image).save(place / f"{s}.png")
-        line = {
-            "file_name": f"{place.name}/{s}.png",
-            "class": c,
-            "label": label,
-            "seed": s,
-            "energy": value,
-            "steps": sampler.n_steps,
-            "saturated": round(outside, 6),
-        }
-        lines.append(json.dumps(line))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    columns = min(n, 10)
-    shown = (torch.arange(len(result.images)) % n < columns).nonzero().flatten()[:200]
-    grid(result.images[shown], columns).save(folder / "grid.png")
-    few = (torch.arange(len(result.images)) % n < min(n, 5)).nonzero().flatten()[:50]
-    film = [grid(frame[few], min(n, 5), width=300) for frame in result.frames]
-    write_film(film, folder / "chains.gif")
-    return result
+        x, value = energy.reference.decode(u).cpu(), energy(u, label).cpu()
+    kept = torch.stack(film) if film else x.new_empty(0, *x.shape)
+    outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
+    return Samples(x.clamp(0, 1), y, seeds, value, kept.clamp(0, 1), outside)

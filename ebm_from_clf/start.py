@@ -109,10 +109,19 @@ class ClassGaussian(Start):
         mean: The means, with shape (K, C, H, W).
         components: The components, with shape (K, r, C, H, W).
         residual: The residual standard deviations, with shape (K, C, H, W).
+
+    Raises:
+        ValueError: If shapes differ.
     """
 
     def __init__(self, mean: Tensor, components: Tensor, residual: Tensor) -> None:
         super().__init__()
+        parts = (len(components), *components.shape[2:])
+        if not (mean.ndim == 4 and parts == tuple(mean.shape) == tuple(residual.shape)):
+            shapes = ", ".join(str(tuple(t.shape)) for t in (mean, components, residual))
+            raise ValueError(
+                f"ClassGaussian: mean, components, residual differ in shape: {shapes}."
+            )
         self.register_buffer("mean", mean)
         self.register_buffer("components", components)
         self.register_buffer("residual", residual)

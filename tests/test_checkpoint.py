@@ -355,6 +355,8 @@ WRONG_TENSORS = {
     "too many": lambda tensors: tensors.update({"reference.other": torch.zeros(1)}),
     "wrong shape": lambda tensors: tensors.update({"reference.scale": torch.ones(5, 7)}),
     "no start": lambda tensors: tensors.pop("start.mean"),
+    "small start": lambda t: t.update({k: v[:1].clone() for k, v in t.items() if "start" in k}),
+    "odd start": lambda t: t.update({"start.residual": t["start.residual"][:1].clone()}),
 }
 
 

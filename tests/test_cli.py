@@ -202,6 +202,9 @@ def test_a_wrong_override_is_refused_by_name(tmp_path):
     refused("finetune.updates", *start, "--finetune.updates=x")
     refused("`updates` must be 1 or more", *start, "--finetune.updates=0")
     refused("--finetune.upd", *start, "--finetune.upd=3")
+    refused("energy.gain", *start, "--energy.gain=.nan")
+    refused("finetune.seed", *start, "--finetune.seed=99999999999999999999")
+    refused("`learning_rate`", *start, "--finetune.learning_rate=1e400")
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
 
 
@@ -336,6 +339,8 @@ def test_all_classes_are_sampled_in_order(model, tmp_path):
     out = tmp_path / "out"
     arguments = ["--classes", "all", "--n", "1", "--steps", "1", "--output", out]
     assert call("sample", model, *arguments)[0] == 0
+    assert call("sample", model, "--classes", "1,1", *arguments[2:-1], tmp_path / "one")[0] == 0
+    assert len((tmp_path / "one" / "metadata.jsonl").read_text().splitlines()) == 1
     lines = (out / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(line)["class"] for line in lines] == [0, 1, 2, 3]
 
@@ -343,6 +348,7 @@ def test_all_classes_are_sampled_in_order(model, tmp_path):
 WRONG_SAMPLES = [
     (["--classes", "4"], "classes are 0 to 3"),
     (["--classes", "0,99999999999999999999"], "classes are 0 to 3"),
+    (["--classes", "0", "--seed", "99999999999999999999"], "a seed is 0 to"),
     (["--classes", "tigre"], "no class is named 'tigre'. Near it: tiger"),
     (["--classes", "zzz"], "no class is named 'zzz'"),
     (["--classes", "-1"], "no class is named '-1'"),

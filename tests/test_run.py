@@ -4,10 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from test_cli import RECIPE
 
 from ebm_from_clf import UsageError
 from ebm_from_clf.arguments import read_recipe
+from ebm_from_clf.folders import claim
+from ebm_from_clf.guard import GuardSettings
+from ebm_from_clf.recipe import Recipe
 from ebm_from_clf.run import finetune_recipe
 
 
@@ -63,6 +67,21 @@ def test_resumed_run_is_the_run_never_interrupted(recipe, tmp_path, at):
     assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
 
 
+def test_resumed_run_goes_back_to_the_same_state(recipe, tmp_path):
+    """A guard so strict that it trips on both sides of the interruption."""
+    guard = GuardSettings(max_gap=1e-3, keep_every=2, rollbacks=50, slow_down=0.9)
+    strict = replace(recipe, finetune=replace(recipe.finetune, guard=guard))
+    whole = finetune_recipe(strict, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(strict, tmp_path / "run", interrupted_at(4))
+    resumed = finetune_recipe(strict, tmp_path / "run", resume=True)
+    back = [line["rollbacks"] for line in whole.history]
+    assert back[2] < back[-1], "the guard must trip after the state on disk, made at update 3"
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    first, second = (dict(r.energy.classifier.state_dict()) for r in (whole, resumed))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_resume_begins_a_run_that_is_not_there(recipe, tmp_path):
     short = replace(recipe, finetune=replace(recipe.finetune, updates=1))
     assert finetune_recipe(short, tmp_path / "new", resume=True).metrics["updates"] == 1
@@ -89,3 +108,39 @@ def test_a_finished_run_is_not_run_again(recipe, tmp_path):
     finetune_recipe(short, tmp_path / "run")
     with pytest.raises(UsageError, match="finished"):
         finetune_recipe(short, tmp_path / "run", resume=True)
+
+
+def test_two_processes_do_not_share_a_folder(recipe, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(recipe, out, interrupted_at(5))
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with claim(out):
+        for resume in (True, False):
+            with pytest.raises(UsageError, match="another process works in it"):
+                finetune_recipe(recipe, out, resume=resume)
+    assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_refused_run_leaves_the_folder_of_another_as_it_was(recipe, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "recipe.yaml").write_text("begun")
+    with pytest.raises(UsageError, match="holds something already"):
+        finetune_recipe(recipe, out)
+    assert (out / "recipe.yaml").read_text() == "begun"
+
+
+def test_other_data_are_not_resumed_on(recipe, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(recipe, tmp_path / "run", interrupted_at(5))
+    load = Recipe.load
+
+    def darker(self, split, space):
+        found = load(self, split, space)
+        found.images = found.images // 2
+        return found
+
+    monkeypatch.setattr(Recipe, "load", darker)
+    with pytest.raises(UsageError, match="the data are not those"):
+        finetune_recipe(recipe, tmp_path / "run", resume=True)

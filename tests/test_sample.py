@@ -8,7 +8,8 @@ import toys
 
 from ebm_from_clf import Langevin, UsageError, sample
 from ebm_from_clf.folders import slug
-from ebm_from_clf.sample import draw, write_samples
+from ebm_from_clf.gallery import write_samples
+from ebm_from_clf.sample import draw
 
 SAMPLER = Langevin(n_steps=12, step_size=0.4)
 
@@ -77,7 +78,9 @@ def gray():
 def test_the_folder_holds_images_and_their_origin(tmp_path):
     out = tmp_path / "out"
     names = ["tabby, tabby cat", "../../etc/passwd", ""]
-    found = write_samples(gray(), [0, 1], 3, 5, out, names=names, sampler=SAMPLER)
+    energy = gray()
+    energy.class_names = names
+    found = write_samples(energy, [0, 1], 3, 5, out, sampler=SAMPLER, batch_size=2)
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert lines[0]["file_name"] == "00000_tabby/5.png"
