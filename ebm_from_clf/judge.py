@@ -43,18 +43,18 @@ class Judge:
         """Judges samples.
 
         Arguments:
-            images: The samples, in [0, 1], evenly over the classes they are ordered by, with
-                shape (N, C, H, W).
+            images: The samples, in [0, 1], with shape (N, C, H, W).
             classes: The classes that they are of, with shape (N).
 
         Returns:
             The numbers, as plain values; those of real images end in `held_out`.
         """
         found, logits = features(self.classifier, self.space, images)
-        held, real = self.held[: len(images)], self.labels[: len(images)]
-        # As many samples as held-out images.
-        even = torch.linspace(0, len(found) - 1, len(held)).round().long()
-        distance, yardstick = frechet(found[even], self.target), frechet(held, self.target)
+        # As many samples as held-out images, evenly, since both may be ordered by class.
+        n = min(len(found), len(self.held))
+        pick, even = (torch.linspace(0, len(f) - 1, n).round().long() for f in (found, self.held))
+        held, real = self.held[even], self.labels[even]
+        distance, yardstick = frechet(found[pick], self.target), frechet(held, self.target)
         return {
             "n": len(images),
             "judge_accuracy": float((self.logits.argmax(1) == self.labels).double().mean()),
@@ -62,7 +62,7 @@ class Judge:
             "frechet": distance,
             "frechet_held_out": yardstick,
             "frechet_ratio": distance / yardstick,
-            "frechet_n": len(held),
+            "frechet_n": n,
             "diversity": diversity(found, classes),
             "diversity_held_out": diversity(held, real),
         }

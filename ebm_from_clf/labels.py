@@ -4,10 +4,11 @@ A data set yields pairs of an image and a class index; it may have `labels`, the
 image, and `class_names`.
 """
 
-__all__ = ["by_name", "check_labels", "fingerprint"]
+__all__ = ["by_name", "check_labels", "find_class", "fingerprint"]
 
 import zlib
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -51,14 +52,45 @@ def check_labels(dataset: Dataset, n_classes: int | None) -> int:
     return n_classes
 
 
+def find_class(word: str, names: Sequence[str]) -> int:
+    """Finds a class by its label, by one of the names that a label lists, or by its index.
+
+    Arguments:
+        word: What was asked for, in any case: `king penguin`, or `281`.
+        names: The label of each class; one may list several names, with commas between them.
+
+    Raises:
+        UsageError: If no class is called so, or several are.
+    """
+    wanted = word.strip().lower()
+    labels = [name.strip().lower() for name in names]
+    lists = [[part.strip() for part in label.split(",")] for label in labels]
+    found = [i for i, label in enumerate(labels) if label == wanted]
+    # The first name of a label is what it is called; the others may be names of more classes.
+    found = found or [i for i, parts in enumerate(lists) if parts[0] == wanted]
+    found = found or [i for i, parts in enumerate(lists) if wanted in parts]
+    if len(found) > 1:
+        which = "; ".join(f"{i}: {names[i]}" for i in found[:4])
+        raise UsageError(f"several classes are named {word!r}. Give an index: {which}.")
+    if not found and wanted.isdecimal():
+        return int(wanted)
+    if not found:
+        every = sorted({part for parts in lists for part in parts})
+        near = get_close_matches(wanted, every, 3) or [n for n in every if wanted and wanted in n]
+        hint = f"Near it: {', '.join(near[:3])}." if near else "Give its index."
+        raise UsageError(f"no class is named {word!r}. {hint}")
+    return found[0]
+
+
 def fingerprint(dataset: Dataset) -> int:
-    """Returns a number that changes with the labels, the class names and images in memory.
+    """Returns a number that changes with labels, names, images in memory, and sizes of files.
 
     Arguments:
         dataset: The data set.
     """
     names, labels = (list(getattr(dataset, key, [])) for key in ("class_names", "labels"))
-    found = zlib.crc32(repr((len(dataset), names, [int(y) for y in labels])).encode())  # type: ignore[arg-type]
+    files = [(str(path), path.stat().st_size) for path in getattr(dataset, "files", [])]
+    found = zlib.crc32(repr((names, [int(y) for y in labels], files)).encode())
     images = getattr(dataset, "images", None)
     return found if images is None else zlib.crc32(images.contiguous().numpy(), found)
 
@@ -66,20 +98,22 @@ def fingerprint(dataset: Dataset) -> int:
 def by_name(dataset: Dataset, names: Sequence[str] | None) -> None:
     """Numbers the classes of a data set, in place, as a classifier does that knows them by name.
 
-    Data and classifier that share no name, but are of as many classes, are taken as they are.
+    Data whose classes are named by numbers, and data that share no name with the classifier but
+    are of as many classes, are taken as they are.
 
     Arguments:
         dataset: The data set.
         names: The class names of the classifier, if it has any.
 
     Raises:
-        UsageError: If some classes of the data are the classifier's and others are not.
+        UsageError: If a class of the data is not one, or could be two, of the classifier's.
     """
     found = list(getattr(dataset, "class_names", []))
-    if not names or not found or found == list(names):
+    numbers = [str(i) for i in range(len(found))]
+    if not names or found == list(names) or (found == numbers and len(found) <= len(names)):
         return
     known = {name: i for i, name in enumerate(names)}
-    missing = [name for name in found if name not in known]
+    missing = [name for name in found if list(names).count(name) != 1]
     if missing and (len(missing) < len(found) or len(found) != len(names)):
         raise UsageError(
             f"the data have a class {missing[0]!r} that the classifier has not; it knows "

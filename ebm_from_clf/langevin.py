@@ -9,7 +9,8 @@ reference is, and :math:`2 / e^2` steps forget the start. A chain at temperature
 plain chain is :math:`T / (1 - e^2/4)`; the variance-corrected one scales the noise by
 :math:`\sqrt{1 - e^2/4}` and has exactly T.
 
-A sampler knows no classifier: it calls `energy(u, y)`, and `energy.confine(u)` if there is one.
+A sampler knows no classifier: it calls `energy(u, y)`, and where there are such methods
+`energy.confine(u)` and `energy.realise(u, generator)`, the energy of one step of a random score.
 """
 
 __all__ = ["Energy", "Langevin", "Trace", "energy_and_score"]
@@ -98,7 +99,9 @@ class Langevin:
         Returns:
             The next state, and the energy and score norm of this one.
         """
-        value, score = energy_and_score(energy, u, y)
+        realise = getattr(energy, "realise", None)
+        now = energy if realise is None else realise(u, generator)
+        value, score = energy_and_score(now, u, y)
         norm = score.flatten(1).norm(dim=1)
         if self.tilt_norm is not None:
             score = _rescale(score + u, self.tilt_norm) - u

@@ -91,13 +91,13 @@ def finetune_recipe(
     check_labels(train, getattr(classifier, "num_classes", None))
     folder = Path(output)
     with claim(folder):
-        _prepare(recipe, folder, resume)
+        fresh = _prepare(recipe, folder, resume)
         try:
             tuner = _begin(recipe, folder, classifier, space, train, test, progress)
         except ValueError:
             # The input was found wrong before there was a result: nothing is left behind.
-            if not (folder / STATE).exists():
-                shutil.rmtree(folder)
+            if fresh and not (folder / STATE).exists():
+                (folder / "recipe.yaml").unlink()
             raise
         advance = progress("fine-tune", recipe.finetune.updates)
         advance(tuner.update)
@@ -129,7 +129,7 @@ def _begin(
 ) -> Finetuner:
     """Creates the loop of a run at its first update, or at the state that it left."""
     begin = time.perf_counter()
-    data = fingerprint(train)
+    data = [fingerprint(train), fingerprint(test)]
     state = read_state(folder / STATE) if (folder / STATE).exists() else None
     if state is not None and state["notes"]["data"] != data:
         raise UsageError(
@@ -149,13 +149,13 @@ def _begin(
     return tuner
 
 
-def _prepare(recipe: Recipe, folder: Path, resume: bool) -> None:
-    """Creates the folder of a run and its recipe, or finds the one that is to be resumed."""
+def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
+    """Writes the recipe into a new folder, or finds a run to resume; tells whether it is new."""
     text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
     kept = folder / "recipe.yaml"
     if not (resume and kept.exists()):
         write_text(new_folder(folder) / "recipe.yaml", text)
-        return
+        return True
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
@@ -167,6 +167,7 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> None:
     # What a run left that was killed while it wrote: a model without metrics, halves of files.
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    return False
 
 
 def machine() -> dict[str, Any]:

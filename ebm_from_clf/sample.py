@@ -68,7 +68,7 @@ def sample(
         Images in [0, 1], class by class, with shape (len(classes) * n, C, H, W).
 
     Raises:
-        UsageError: If a class does not exist or n is not positive.
+        UsageError: If a class or seed does not exist or n is not positive.
     """
     return draw(energy, classes, n, seed, sampler=sampler, batch_size=batch_size).images
 
@@ -95,7 +95,7 @@ def draw(
         frames: Images kept along the way of each chain.
 
     Raises:
-        UsageError: If a class does not exist or n is not positive.
+        UsageError: If a class or seed does not exist or n is not positive.
     """
     parts = stream(energy, classes, n, seed, sampler=sampler, batch_size=batch_size, frames=frames)
     return join(list(parts))
@@ -137,7 +137,7 @@ def stream(
         progress: Called with the number of image-steps just done.
 
     Raises:
-        UsageError: If a class does not exist or n is not positive.
+        UsageError: If a class or seed does not exist or n is not positive.
     """
     last = (energy.n_classes or max(classes, default=0) + 1) - 1
     if n < 1 or not classes or not all(0 <= c <= last for c in classes):
@@ -146,7 +146,7 @@ def stream(
             f"got classes {list(classes)[:8]} and n {n}."
         )
     if not 0 <= seed <= LARGEST_SEED - n:
-        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED}, got {seed}.")
+        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
     sampler = sampler or energy.sampler or UNTUNED
     y = torch.tensor(list(classes)).repeat_interleave(n)
     seeds = (seed + torch.arange(n)).repeat(len(classes))

@@ -134,6 +134,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise ValueError(f"Settings: `{name}` must be 1 or more.")
         for name in (
+            "seed",
             "clean_batch_size",
             "warmup",
             "grid_every",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def write_state(place: str | Path, state: dict[str, Any]) -> None:

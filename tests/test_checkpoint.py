@@ -234,6 +234,19 @@ def test_a_folder_in_use_is_refused_and_left_as_it_was(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+def test_the_present_folder_and_a_link_to_an_empty_one_are_filled(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    save(energy(), tmp_path / "link")
+    assert (tmp_path / "here" / "ebm.safetensors").is_file() and (tmp_path / "link").is_symlink()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    save(energy(), ".")
+    assert sorted(p.name for p in tmp_path.joinpath("there").iterdir()) == sorted(
+        p.name for p in tmp_path.joinpath("here").iterdir()
+    )
+
+
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "model").mkdir()
     save(energy(), tmp_path / "model")

@@ -543,7 +543,10 @@ def test_classes_are_numbered_as_the_classifier_does():
     for same in (None, ["x", "y", "z"]):
         by_name(found, same)
         assert found.labels.tolist() == [2, 0, 0, 2]
-    for other in (["a", "b", "d"], ["x", "y"]):
+    numbers = Images(found.images, torch.tensor([0, 1, 1, 0]), "01")
+    by_name(numbers, ["x", "y", "z"])
+    assert numbers.labels.tolist() == [0, 1, 1, 0]
+    for other in (["a", "b", "d"], ["x", "y"], ["b", "b", "c", "a"]):
         with pytest.raises(UsageError, match="that the classifier has not"):
             by_name(found, other)
 

@@ -69,6 +69,14 @@ def test_a_judge_finds_no_distance_from_real_images_to_themselves():
     assert found["n"] == found["frechet_n"] == 60
     assert abs(found["frechet"]) < 1e-9 and found["diversity"] == found["diversity_held_out"]
     assert found["agreement"] == found["judge_accuracy"] < 1
+    # Held-out images that come class by class, as of a folder, and more samples than those.
+    order = data.labels.argsort()
+    sorted_data = Images(images[order], data.labels[order], "abc")
+    again = Judge(Features(energy.classifier), energy.space, data, sorted_data)
+    twice = again.score(images.repeat(2, 1, 1, 1)[:80] / 255, data.labels.repeat(2)[:80])
+    assert twice["frechet_n"] == 60 and abs(twice["frechet_held_out"]) < 1e-9
+    few = again.score(images[:30] / 255, data.labels[:30])
+    assert few["frechet_n"] == 30 and few["frechet_held_out"] < 3 * few["frechet"]
     half = judge.score(images[::2] / 510, data.labels[::2])
     assert half["frechet"] > 0.01 and half["frechet_n"] == 30
 

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "modes", "noise"],
-    ["reference", "space"],
+    ["reference", "smooth", "space"],
     ["energy", "fitted", "start"],
     ["langevin", "chains"],
     ["contrastive"],

@@ -13,6 +13,7 @@ from ebm_from_clf.folders import claim
 from ebm_from_clf.guard import GuardSettings
 from ebm_from_clf.recipe import Recipe
 from ebm_from_clf.run import finetune_recipe
+from ebm_from_clf.settings import StartSettings
 
 
 @pytest.fixture
@@ -129,6 +130,31 @@ def test_a_refused_run_leaves_the_folder_of_another_as_it_was(recipe, tmp_path):
     with pytest.raises(UsageError, match="holds something already"):
         finetune_recipe(recipe, out)
     assert (out / "recipe.yaml").read_text() == "begun"
+
+
+def test_a_run_found_wrong_leaves_what_was_there(recipe, tmp_path):
+    """Resumed without a state: the folder holds a log and a note of its user."""
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(recipe, out, interrupted_at(5))
+    (out / "state.safetensors").unlink()
+    (out / "notes.txt").write_text("mine")
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(UsageError, match="another recipe"):
+        finetune_recipe(replace(recipe, energy=replace(recipe.energy, gain=2.0)), out, resume=True)
+    assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    kept = (out / "recipe.yaml").read_text()
+    wrong = replace(recipe.finetune, batch_size=16, start=DataKind())
+    with pytest.raises(ValueError, match="of no kind"):
+        finetune_recipe(replace(recipe, finetune=wrong), tmp_path / "new")
+    assert not (tmp_path / "new").exists() and (out / "recipe.yaml").read_text() == kept
+
+
+class DataKind(StartSettings):
+    """A start that is found wrong only once it is built."""
+
+    def build(self, energy, dataset, n_classes):
+        raise ValueError("of no kind")
 
 
 def test_other_data_are_not_resumed_on(recipe, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import toys
+from PIL import Image, ImageChops
 
 from ebm_from_clf import Langevin, UsageError, sample
 from ebm_from_clf.folders import slug
@@ -92,6 +93,11 @@ def test_the_folder_holds_images_and_their_origin(tmp_path):
         assert (out / line["file_name"]).is_file() and line["energy"] == pytest.approx(value)
     assert (out / "grid.png").is_file() and (out / "chains.gif").is_file()
     assert len(list(tmp_path.rglob("*.png"))) == 7
+    write_samples(energy, [0, 1], 3, 5, tmp_path / "at once", sampler=SAMPLER, batch_size=6)
+    for name in ("grid.png", "chains.gif"):
+        with Image.open(out / name) as first, Image.open(tmp_path / "at once" / name) as second:
+            apart = ImageChops.difference(first.convert("L"), second.convert("L"))
+        assert apart.getextrema()[1] <= 1
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):

@@ -55,7 +55,7 @@ def test_a_crash_while_writing_leaves_the_old_state(tmp_path, monkeypatch):
 
 def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("ebm_from_clf.state.FORMAT", "2")
+        patch.setattr("ebm_from_clf.state.FORMAT", "0")
         write_state(tmp_path / "s", STATE)
     with pytest.raises(UsageError, match="written by another version"):
         read_state(tmp_path / "s")
