@@ -9,6 +9,7 @@ from .checkpoint import save as save
 from .contrastive import Contrastive as Contrastive
 from .contrastive import Objective as Objective
 from .convert import convert as convert
+from .edit import edit as edit
 from .energy import ClassifierEnergy as ClassifierEnergy
 from .errors import Diverged as Diverged
 from .errors import UsageError as UsageError
@@ -22,6 +23,7 @@ from .reference import SpectralNoise as SpectralNoise
 from .reference import WhiteNoise as WhiteNoise
 from .sample import sample as sample
 from .settings import Settings as Settings
+from .smooth import Smoothing as Smoothing
 from .space import PixelSpace as PixelSpace
 from .start import ClassGaussian as ClassGaussian
 from .start import DataStart as DataStart

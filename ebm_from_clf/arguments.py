@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .energy import Gauge
 from .errors import UsageError
@@ -36,6 +36,7 @@ EPILOG = """examples:
   ebm-from-clf doctor resnet50.a1_in1k
   ebm-from-clf convert resnet50.a1_in1k --output models/resnet50
   ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
+  ebm-from-clf sample resnet50.a1_in1k --classes zebra,tabby --n 4 --output pictures
   ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
   ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
 """
@@ -174,11 +175,26 @@ def finetune_arguments(parser: ArgumentParser) -> None:
 
 def sample_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `sample`; see its help."""
-    parser.add_argument("model", help="A saved energy, or any name of timm.")
-    parser.add_argument("--classes", required=True, help="Indices or names, or all: 3,7")
+    parser.add_argument("model", help="A saved energy, any name of timm, or demo:NAME.")
+    parser.add_argument(
+        "--classes", required=True, help="Indices, names, or all: 281,zebra,zebra+tabby:0.3"
+    )
     parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")
     parser.add_argument("--steps", type=PositiveInt | None, help="Langevin steps.")
+    parser.add_argument("--start", type=str | None, help="A photograph to begin at.")
+    parser.add_argument(
+        "--strength",
+        type=ClosedUnitInterval | None,
+        help="How much of it may change, 0 to 1; 0.6, or 1 with a mask, if absent.",
+    )
+    parser.add_argument("--mask", type=str | None, help="An image, white where it is kept.")
+    parser.add_argument(
+        "--resume",
+        type=Literal["never", "auto"],
+        default="never",
+        help="auto: go on where the same command was interrupted.",
+    )
     parser.add_argument("--output", required=True, help="Folder to write.")
 
 

@@ -27,6 +27,7 @@ from .fitted import FittedGaussian
 from .folders import publish
 from .langevin import Langevin
 from .reference import Reference, SpectralNoise, WhiteNoise
+from .smooth import Smoothing
 from .space import PixelSpace
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
@@ -70,6 +71,8 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "std": energy.space.std.flatten().tolist(),
         "size": list(energy.space.size),
         "start": start,
+        "contrast": getattr(energy.start, "contrast", 1.0),
+        "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
     }
     with publish(place) as staging:
@@ -132,9 +135,10 @@ def _restore(
         gauge=config["gauge"],
         gain=config["gain"],
         support=config["support"],
+        smoothing=_restore_smoothing(config.get("smoothing")),
     )
     energy.class_names = class_names(classifier)
-    energy.start = _restore_start(config["start"], parts["start"], energy.reference)
+    energy.start = _restore_start(config, parts["start"], energy.reference)
     if isinstance(energy.start, ClassGaussian):
         expected = (energy.n_classes or len(energy.start.mean), *energy.reference.shape)
         if tuple(energy.start.mean.shape) != expected:
@@ -143,11 +147,18 @@ def _restore(
     return energy
 
 
+def _restore_smoothing(config: dict[str, Any] | None) -> Smoothing | None:
+    if config is None:
+        return None
+    return Smoothing(**config | {"zoom": tuple(config["zoom"])})
+
+
 def _restore_start(
-    name: str | None, tensors: dict[str, Tensor], reference: Reference
+    config: dict[str, Any], tensors: dict[str, Tensor], reference: Reference
 ) -> Start | None:
+    name = config["start"]
     if name == "ReferenceStart":
-        return ReferenceStart(reference)
+        return ReferenceStart(reference, config.get("contrast", 1.0))
     if name == "UniformStart":
         return UniformStart(reference.shape)
     if name == "ClassGaussian":

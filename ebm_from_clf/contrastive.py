@@ -213,8 +213,10 @@ class Contrastive(nn.Module):
                 `DistributedDataParallel` is). `None` for the classifier itself.
         """
         n = len(x)
-        x = self._observe(x)
-        images = torch.cat([x, synthesized, *([] if clean is None else clean[:1])])
+        pair = torch.cat([self._observe(x), synthesized])
+        if self.energy.smoothing is not None:
+            pair = self.energy.smoothing.view(pair, self.generator)(pair)
+        images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
         scores = self.energy.tilts(logits[: 2 * n]) / self.energy.gain
         observed, synthetic = scores.gather(1, y.repeat(2)[:, None])[:, 0].split(n)

@@ -19,10 +19,12 @@ from torch import nn
 
 from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
-from .energy import ClassifierEnergy, Gauge, Support
+from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .reference import Reference, SpectralNoise, WhiteNoise
+from .smooth import Smoothing
 from .space import PixelSpace
+from .support import Support
 
 # What timm raises for a name, an option or a file that it cannot use.
 REFUSALS = (
@@ -118,6 +120,7 @@ def convert(
     gauge: Gauge = "raw",
     gain: float = 1.0,
     support: Support = "unbounded",
+    smoothing: Smoothing | None = None,
     **kwargs: Any,  # noqa: ANN401
 ) -> ClassifierEnergy:
     """Converts a classifier to an energy; the classifier itself is not changed.
@@ -132,6 +135,8 @@ def convert(
         gauge: The common shift of the logits; see :class:`ClassifierEnergy`.
         gain: The gain on the logits.
         support: The images that the model lives on.
+        smoothing: The changes that scores are averaged over. `None` for none, as for a classifier
+            that will be fine-tuned; `Smoothing()` to draw from it as it is.
         kwargs: Handed to `timm.create_model` with a name.
 
     Returns:
@@ -155,7 +160,13 @@ def convert(
         mean = torch.full(space.shape, 0.5)
         reference = SpectralNoise(mean) if len(mean) == 3 else WhiteNoise(mean)
     energy = ClassifierEnergy(
-        classifier, reference, space, gauge=gauge, gain=gain, support=support
+        classifier,
+        reference,
+        space,
+        gauge=gauge,
+        gain=gain,
+        support=support,
+        smoothing=smoothing,
     )
     energy.reference.to(device)
     energy.class_names = class_names(classifier)

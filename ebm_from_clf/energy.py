@@ -24,11 +24,9 @@ from .noise import Randomness
 from .reference import Reference
 from .smooth import Smoothing, View
 from .space import PixelSpace
-
-VIEWS = 16
+from .support import Kept, Support, confine
 
 Gauge = Literal["raw", "log_softmax", "centered"]
-Support = Literal["unbounded", "reflect", "clamp"]
 
 
 class ClassifierEnergy(nn.Module):
@@ -55,7 +53,8 @@ class ClassifierEnergy(nn.Module):
             :class:`Smoothing`. `None` for none. Logits and posterior are never smoothed.
 
     Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
-    how they move, and `class_names`. Fine-tuning sets them to what it used.
+    how they move, and `class_names`. Fine-tuning sets them to what it used. A fourth, `kept`, is
+    a region that chains leave alone; see :func:`edit`.
 
     Raises:
         ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
@@ -105,6 +104,7 @@ class ClassifierEnergy(nn.Module):
         self.smoothing = smoothing
         self.start: nn.Module | None = None
         self.sampler: Any = None
+        self.kept: Kept | None = None
         self.class_names: list[str] | None = None
 
     @property
@@ -117,16 +117,17 @@ class ClassifierEnergy(nn.Module):
 
         Arguments:
             u: Whitened coordinates, with shape (B, C, H, W).
-            y: The class indices, with shape (B).
+            y: The class indices, with shape (B), or weights of all classes, with shape (B, K);
+                weights w give the density proportional to :math:`q \\prod_c e^{w_c F_c}`.
         """
         return u.flatten(1).square().sum(1) / 2 - self.tilt(u, y)
 
     def tilt(self, u: Tensor, y: Tensor) -> Tensor:
         r"""Returns :math:`F_y(u) = \gamma f_y(\mu + A u)` in the gauge, with shape (B).
 
-        A smoothed score is averaged over `VIEWS` changes, the same ones at every call.
+        A smoothed score is averaged over some changes, the same ones at every call.
         """
-        return self._tilt(u, y, self._views(self._decode(u)))
+        return self._tilt(u, y, () if self.smoothing is None else self.smoothing.fixed(u))
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy U(u, y) whose smoothed score is estimated by changes drawn now.
@@ -143,22 +144,15 @@ class ClassifierEnergy(nn.Module):
         views = [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
         return lambda u, y: u.flatten(1).square().sum(1) / 2 - self._tilt(u, y, views)
 
-    def _decode(self, u: Tensor) -> Tensor:
+    def _tilt(self, u: Tensor, y: Tensor, views: Sequence[View]) -> Tensor:
         # Full precision for the pixels; only the network follows the caller's autocast.
         with torch.autocast(u.device.type, enabled=False):
-            return self.reference.decode(u)
-
-    def _views(self, x: Tensor) -> Sequence[View]:
-        if self.smoothing is None:
-            return ()
-        generator = torch.Generator().manual_seed(0)
-        return [self.smoothing.view(x[:1], generator).repeat(len(x)) for _ in range(VIEWS)]
-
-    def _tilt(self, u: Tensor, y: Tensor, views: Sequence[View]) -> Tensor:
-        x = self._decode(u)
+            x = self.reference.decode(u)
         images = [view(x) for view in views] or [x]
-        scores = [self.tilts(self.classify(t)).gather(1, y[:, None])[:, 0] for t in images]
-        return torch.stack(scores).mean(0)
+        scores = [self.tilts(self.classify(t)) for t in images]
+        if y.is_floating_point():
+            return torch.stack([(s * y).sum(1) for s in scores]).mean(0)
+        return torch.stack([s.gather(1, y[:, None])[:, 0] for s in scores]).mean(0)
 
     def classify(self, x: Tensor, wrapper: nn.Module | None = None) -> Tensor:
         """Returns the classifier's own logits f(x), with shape (B, K), without any check.
@@ -194,15 +188,8 @@ class ClassifierEnergy(nn.Module):
         return {"gain": gain, "scale_factor": math.sqrt(temperature)}
 
     def confine(self, u: Tensor) -> Tensor:
-        """Returns u with its pixels brought back into the support, with the same shape."""
-        if self.support == "unbounded":
-            return u
-        low = (0 - self.reference.mean) / self.reference.scale
-        width = 1 / self.reference.scale
-        if self.support == "clamp":
-            return u.clamp(low, low + width)
-        v = (u - low).remainder(2 * width)
-        return low + torch.minimum(v, 2 * width - v)
+        """Returns u with its pixels brought back into the support, and those kept put back."""
+        return confine(u, self.reference, self.support, self.kept)
 
     def energy(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Returns :math:`U = |A^{-1}(x - \mu)|^2 / 2 - \gamma f_y(x)` in nats, with shape (B).
@@ -271,16 +258,19 @@ class ClassifierEnergy(nn.Module):
         """Checks class indices at the door: a wrong one would kill a CUDA process.
 
         Arguments:
-            y: The class indices.
+            y: The class indices, or weights of all classes.
             n: The number of images.
 
         Raises:
             ValueError: If `y` is not one existing class index per image.
         """
+        if y.is_floating_point() and y.shape == (n, self.n_classes):
+            return
         if y.shape != (n,) or y.is_floating_point() or y.dtype == torch.bool:
             raise ValueError(
-                f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), got "
-                f"{y.dtype} of shape {tuple(y.shape)}. For every class at once, call `logits`."
+                f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), or "
+                f"a weight of every class, got {y.dtype} of shape {tuple(y.shape)}. For every "
+                "class at once, call `logits`."
             )
         if self.n_classes and n and not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
             raise ValueError(

@@ -4,7 +4,7 @@ Only formats on a list are opened, a decompression bomb is an error, and a broke
 with what to do about it. A path never becomes code and a label never becomes a path.
 """
 
-__all__ = ["ImageFolder", "read_image", "to_pixels"]
+__all__ = ["ImageFolder", "image_size", "read_image", "to_pixels"]
 
 import struct
 import warnings
@@ -62,6 +62,22 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
             f"{path}: not a readable image ({', '.join(FORMATS)}), or truncated. Remove or "
             "replace it."
         ) from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Returns the height and width of an image file that can be read.
+
+    Arguments:
+        path: The file.
+
+    Raises:
+        UsageError: If it is not an image.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path}: not a readable image ({', '.join(FORMATS)}).") from error
 
 
 def to_pixels(image: Image.Image | Tensor, size: tuple[int, int], channels: int = 1) -> Tensor:

@@ -1,78 +1,102 @@
 """A folder of samples: images by class, where each came from, a grid, and chains on their way.
 
-DIR/<index, zero-padded>_<slug>/<seed>.png    DIR/metadata.jsonl    DIR/grid.png    DIR/chains.gif
+    DIR/<index, zero-padded>_<slug>/<seed>.png  DIR/metadata.jsonl  DIR/grid.png  DIR/chains.gif
+
+It grows image by image, and `settings.json` says what was asked for: a folder that was
+interrupted goes on where it stopped. `grid.png` is written last.
 """
 
-__all__ = ["Gallery", "write_samples"]
+__all__ = ["write_samples"]
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .energy import ClassifierEnergy
-from .folders import publish, slug
+from .errors import UsageError
+from .folders import claim, new_folder, slug, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
-from .sample import UNTUNED, Samples, join, stream
+from .sample import Blend, Samples, stream, weights
 
 FRAMES = 16
 SHOWN = 200
 COLUMNS = 10
 FILMED = 50
 FILMED_COLUMNS = 5
+FILM_BYTES = 2**28
 
 
 def write_samples(
     energy: ClassifierEnergy,
-    classes: Sequence[int],
+    classes: Sequence[Blend],
     n: int,
     seed: int,
     output: str | Path,
     *,
     sampler: Langevin | None = None,
     batch_size: int | None = None,
+    resume: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Samples:
-    """Draws images into a folder, which appears once all of them are there.
+    each: Callable[[Samples], None] | None = None,
+) -> None:
+    """Draws images into a folder.
 
     Arguments:
         energy: The energy; its class names become labels.
-        classes: The class indices.
+        classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image.
-        output: The folder; it must not exist, or be empty.
-        sampler: How chains move. `None` for the sampler the energy was fine-tuned with.
+        output: The folder; it must not exist, or be empty, unless it is resumed.
+        sampler: How chains move. `None` for that of the energy, or `Langevin.ascent()`.
         batch_size: Images at once.
+        resume: Whether to go on where the same request was interrupted in that folder.
         progress: Called with the number of image-steps just done.
-
-    Returns:
-        The samples; of their frames the first, where chains start.
+        each: Called with the samples of each batch.
 
     Raises:
         UsageError: If a class or seed does not exist or the folder is taken or cannot be written.
     """
-    sampler = sampler or energy.sampler or UNTUNED
-    parts = stream(
-        energy,
-        classes,
-        n,
-        seed,
-        sampler=sampler,
-        batch_size=batch_size,
-        frames=FRAMES,
-        progress=progress,
-    )
-    kept: list[Samples] = []
-    with publish(output) as folder:
-        gallery = Gallery(folder, n, sampler.n_steps, energy.class_names)
+    sampler = sampler or energy.sampler or Langevin.ascent()
+    folder = Path(output)
+    settings = {
+        "classes": [{str(c): w for c, w in weights(blend).items()} for blend in classes],
+        "n": n,
+        "seed": seed,
+        "sampler": asdict(sampler),
+        "density": sampler.density,
+        "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
+        "weights": _weights(energy),
+    }
+    with claim(folder):
+        gallery = Gallery(folder, classes, n, sampler.n_steps, energy.class_names)
+        gallery.begin(json.loads(json.dumps(settings)), resume)
+        parts = stream(
+            energy,
+            classes,
+            n,
+            seed,
+            sampler=sampler,
+            batch_size=batch_size,
+            frames=FRAMES,
+            skip=gallery.done,
+            progress=progress,
+        )
+        if progress is not None:
+            progress(gallery.done * sampler.n_steps)
         for part in parts:
             gallery.add(part)
-            kept.append(part._replace(frames=part.frames[:1].clone()))
+            if each is not None:
+                each(part)
         gallery.finish()
-    return join(kept)
 
 
 class Gallery:
@@ -80,18 +104,50 @@ class Gallery:
 
     Arguments:
         folder: The folder, which exists.
-        n: The number of images of a class.
+        classes: What was asked for.
+        n: The number of images of each.
         steps: The Langevin steps of a chain.
         names: The name of each class of the classifier.
     """
 
     def __init__(
-        self, folder: Path, n: int, steps: int, names: Sequence[str] | None = None
+        self,
+        folder: Path,
+        classes: Sequence[Blend],
+        n: int,
+        steps: int,
+        names: Sequence[str] | None = None,
     ) -> None:
-        self.folder, self.n, self.steps, self.names = folder, n, steps, names
+        self.folder, self.n, self.steps = folder, n, steps
+        self.labels = [_label(blend, names) for blend in classes]
         self.done = 0
-        self._shown: list[Tensor] = []
         self._film: list[Tensor] = []
+
+    def begin(self, settings: dict[str, Any], resume: bool) -> None:
+        """Begins the folder, or counts what an interrupted process left in it.
+
+        Arguments:
+            settings: What was asked for.
+            resume: Whether the folder may hold a part of it.
+
+        Raises:
+            UsageError: If the folder holds something else, or all of it.
+        """
+        place, lines = self.folder / "settings.json", self.folder / "metadata.jsonl"
+        if not (resume and place.exists()):
+            write_json(new_folder(self.folder) / "settings.json", settings)
+            return
+        if json.loads(place.read_text(encoding="utf-8")) != settings:
+            raise UsageError(
+                f"{self.folder}: holds samples of another request. Ask for the same classes, n, "
+                "seed, steps and model, or choose another --output."
+            )
+        if (self.folder / "grid.png").exists():
+            raise UsageError(f"{self.folder}: all samples are there; there is nothing to resume.")
+        kept = lines.read_text(encoding="utf-8").splitlines(True) if lines.exists() else []
+        kept = [line for line in kept if line.endswith("\n")]
+        write_text(lines, "".join(kept))
+        self.done = len(kept)
 
     def add(self, samples: Samples) -> None:
         """Writes samples and their lines of `metadata.jsonl`.
@@ -99,15 +155,17 @@ class Gallery:
         Arguments:
             samples: The samples that come next.
         """
-        columns = (v.tolist() for v in (*samples[1:4], samples.saturated))
+        values = (v.tolist() for v in (*samples[1:4], samples.saturated))
         with (self.folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
-            for image, c, s, value, outside in zip(samples.images, *columns, strict=True):
-                label = self.names[c] if self.names else str(c)
-                place = self.folder / f"{c:05d}_{slug(label)}"
+            for i, (image, c, s, value, outside) in enumerate(
+                zip(samples.images, *values, strict=True), self.done
+            ):
+                index, label, name = self.labels[i // self.n]
+                place = self.folder / name
                 place.mkdir(exist_ok=True)
                 picture(image).save(place / f"{s}.png")
                 line = {
-                    "file_name": f"{place.name}/{s}.png",
+                    "file_name": f"{name}/{s}.png",
                     "class": c,
                     "label": label,
                     "seed": s,
@@ -115,19 +173,54 @@ class Gallery:
                     "steps": self.steps,
                     "saturated": round(outside, 6),
                 }
+                if len(index) > 1:
+                    line["weights"] = index
                 file.write(json.dumps(line) + "\n")
-        column = torch.arange(self.done, self.done + len(samples.images)) % self.n
+        self._add_frames(samples)
         self.done += len(samples.images)
-        if sum(map(len, self._shown)) < SHOWN:
-            self._shown.append(samples.images[column < COLUMNS])
-        if sum(part.shape[1] for part in self._film) < FILMED:
-            self._film.append(samples.frames[:, column < FILMED_COLUMNS])
+
+    def _add_frames(self, samples: Samples) -> None:
+        column = torch.arange(self.done, self.done + len(samples.images)) % self.n
+        frames = samples.frames[:, column < FILMED_COLUMNS]
+        room = min(FILMED, FILM_BYTES // (frames[:, :1].nbytes or 1))
+        room -= sum(part.shape[1] for part in self._film)
+        if room > 0:
+            self._film.append(frames[:, :room].clone())
 
     def finish(self) -> None:
-        """Writes `grid.png` and `chains.gif`, of the first images of the first classes."""
-        shown = torch.cat(self._shown)[:SHOWN]
-        grid(shown, min(self.n, COLUMNS)).save(self.folder / "grid.png")
-        columns = min(self.n, FILMED_COLUMNS)
-        film = torch.cat(self._film, 1)[:, :FILMED]
-        frames = [grid(frame, columns, width=300) for frame in film]
-        write_film(frames, self.folder / "chains.gif")
+        """Writes `chains.gif` and `grid.png`, of the first images of the first classes."""
+        if self._film:
+            columns = min(self.n, FILMED_COLUMNS)
+            frames = [grid(x, columns, width=300) for x in torch.cat(self._film, 1)]
+            write_film(frames, self.folder / "chains.gif")
+        with (self.folder / "metadata.jsonl").open(encoding="utf-8") as file:
+            names = [json.loads(line)["file_name"] for line in file]
+        shown = [name for i, name in enumerate(names) if i % self.n < COLUMNS][:SHOWN]
+        images = torch.stack([_read(self.folder / name) for name in shown])
+        grid(images, min(self.n, COLUMNS)).save(self.folder / "grid.png")
+
+
+def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float], str, str]:
+    """Returns the weights, the label and the folder name of what was asked for."""
+    index = dict(weights(blend))
+    labels = [names[c] if names else str(c) for c in index]
+    name = "+".join(f"{c:05d}" for c in index) + "_" + "-".join(slug(label) for label in labels)
+    return index, " + ".join(labels), name
+
+
+def _read(path: Path) -> Tensor:
+    with Image.open(path) as image:
+        array = np.asarray(image, dtype=np.float32) / 255
+    return (
+        torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).movedim(2, 0)
+    )
+
+
+def _weights(energy: ClassifierEnergy) -> int:
+    """Returns a number that changes with the tensors of an energy."""
+    found = 0
+    for value in energy.state_dict().values():
+        found = zlib.crc32(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), found
+        )
+    return found

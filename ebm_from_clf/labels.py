@@ -4,8 +4,9 @@ A data set yields pairs of an image and a class index; it may have `labels`, the
 image, and `class_names`.
 """
 
-__all__ = ["by_name", "check_labels", "find_class", "fingerprint"]
+__all__ = ["by_name", "check_labels", "find_blend", "find_class", "fingerprint"]
 
+import math
 import zlib
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -80,6 +81,32 @@ def find_class(word: str, names: Sequence[str]) -> int:
         hint = f"Near it: {', '.join(near[:3])}." if near else "Give its index."
         raise UsageError(f"no class is named {word!r}. {hint}")
     return found[0]
+
+
+def find_blend(word: str, names: Sequence[str]) -> int | dict[int, float]:
+    """Finds a class, or several with weights: `zebra`, `zebra+tabby` or `zebra:0.7+tabby:0.3`.
+
+    Arguments:
+        word: What was asked for.
+        names: The label of each class.
+
+    Raises:
+        UsageError: If a class is not found, or a weight is not finite.
+    """
+    if "+" not in word or word in names:
+        return find_class(word, names)
+    found: dict[int, float] = {}
+    parts = word.split("+")
+    for part in parts:
+        name, colon, weight = part.rpartition(":")
+        try:
+            value = float(weight) if colon else 1 / len(parts)
+        except ValueError:
+            raise UsageError(f"{part!r}: a weight is a number, as in zebra:0.7.") from None
+        if not math.isfinite(value):
+            raise UsageError(f"{part!r}: a weight is a number, as in zebra:0.7.")
+        found[find_class(name if colon else part, names)] = value
+    return found
 
 
 def fingerprint(dataset: Dataset) -> int:

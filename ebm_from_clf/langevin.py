@@ -79,6 +79,27 @@ class Langevin:
         if self.tilt_norm is not None and not self.tilt_norm > 0:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
 
+    @classmethod
+    def ascent(cls, n_steps: int = 75) -> "Langevin":
+        """Returns a sampler for classifiers that were never trained to generate.
+
+        Each step goes as far, whatever the norm of the gradient, so that one setting fits all
+        networks. There is no noise and no density: images are examples, not draws of p.
+
+        Arguments:
+            n_steps: Number of steps.
+        """
+        return cls(n_steps, step_size=0.1, temperature=0.0, tilt_norm=5.0)
+
+    @property
+    def density(self) -> str:
+        """What the chains sample, in words."""
+        if self.tilt_norm is not None:
+            return "none: the norm of the drift is fixed"
+        if self.temperature == 0:
+            return "none: the energy is descended"
+        return "p" if self.temperature == 1 else f"p at the temperature {self.temperature:g}"
+
     @property
     def noise_std(self) -> float:
         """The standard deviation of the noise of one step, in u."""
@@ -99,17 +120,43 @@ class Langevin:
         Returns:
             The next state, and the energy and score norm of this one.
         """
+        drift, trace = self._drift(energy, u, y, generator)
+        u = u + self.step_size**2 / 2 * drift
+        if self.noise_std > 0:
+            u = u + self.noise_std * normal(u, generator)
+        confine = getattr(energy, "confine", None)
+        return u if confine is None else confine(u), trace
+
+    def heat(self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness) -> Tensor:
+        r"""Returns how much a random score adds to the temperature, with shape (B).
+
+        A drift of variance v per coordinate acts like noise of the temperature
+        :math:`e^2 v / 4`, to which chains are heated beyond T. Estimated from two draws, hence
+        unbiased and rough; 0 for an energy that is not random.
+
+        Arguments:
+            energy: The energy.
+            u: The state, with shape (B, *).
+            y: The class indices, with shape (B).
+            generator: One generator, or one per chain.
+        """
+        with _sampling(energy):
+            u, y = u.detach().clone(), y.clone()
+            first, second = (self._drift(energy, u, y, generator)[0] for _ in range(2))
+            # Half the squared difference of two draws has the variance for its mean.
+            return self.step_size**2 / 8 * (first - second).flatten(1).square().mean(1)
+
+    def _drift(
+        self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness
+    ) -> tuple[Tensor, Trace]:
+        """Returns the drift B - u as it is used, and the energy and norm of the score."""
         realise = getattr(energy, "realise", None)
         now = energy if realise is None else realise(u, generator)
         value, score = energy_and_score(now, u, y)
         norm = score.flatten(1).norm(dim=1)
         if self.tilt_norm is not None:
             score = _rescale(score + u, self.tilt_norm) - u
-        u = u + self.step_size**2 / 2 * score
-        if self.noise_std > 0:
-            u = u + self.noise_std * normal(u, generator)
-        confine = getattr(energy, "confine", None)
-        return u if confine is None else confine(u), Trace(value, norm)
+        return score, Trace(value, norm)
 
     def __call__(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness

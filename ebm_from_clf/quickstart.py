@@ -25,6 +25,7 @@ from .judge import Judge
 from .recipe import Recipe
 from .report import write_report
 from .run import Progress, finetune_recipe, machine, silent
+from .sample import Samples, join
 from .space import PixelSpace
 
 
@@ -58,14 +59,17 @@ def quickstart(
     energy = run.energy
     classes = range(energy.n_classes or 1)
     steps = energy.sampler.n_steps * n * len(classes)
-    samples = write_samples(
+    parts: list[Samples] = []
+    write_samples(
         energy,
         list(classes),
         n,
         recipe.finetune.seed,
         folder / "samples",
         progress=progress("sample", steps),
+        each=lambda part: parts.append(part._replace(frames=part.frames[:1].clone())),
     )
+    samples = join(parts)
     judge = Judge(
         train_judge(energy.space, run.train, len(classes), judge_epochs, progress),
         energy.space,

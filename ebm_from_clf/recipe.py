@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 
 from .convert import convert, create_classifier
 from .data import gather, load_data
-from .energy import ClassifierEnergy, Gauge, Support
+from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .fitted import FittedGaussian
 from .reference import Reference, SpectralNoise, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace
+from .support import Support
 
 ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
 

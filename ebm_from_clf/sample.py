@@ -4,9 +4,9 @@ The image of (class, seed) depends on these two and the model alone: not on the 
 how many there are, or on how they were split into batches.
 """
 
-__all__ = ["UNTUNED", "Samples", "draw", "join", "sample", "stream"]
+__all__ = ["Blend", "Samples", "draw", "join", "sample", "stream", "weights"]
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,10 +17,12 @@ from .energy import ClassifierEnergy
 from .errors import UsageError
 from .langevin import Langevin
 from .noise import generators
-from .start import ReferenceStart
+from .start import FAINT, ReferenceStart
+
+# A class index, or weights of several: {340: 0.5, 281: 0.5} is half zebra, half tabby.
+Blend = int | Mapping[int, float]
 
 PIXELS_AT_ONCE = 400_000
-UNTUNED = Langevin(n_steps=100)
 STRIDE = 1_000_003
 LARGEST_SEED = 2**63 // STRIDE - 2
 
@@ -30,7 +32,7 @@ class Samples(NamedTuple):
 
     Arguments:
         images: Pixels in [0, 1], with shape (N, C, H, W).
-        classes: Their class indices, with shape (N).
+        classes: Their class indices, with shape (N); of several, that of most weight.
         seeds: Their seeds, with shape (N).
         energies: Their energies, in nats, with shape (N).
         frames: The images along the way, with shape (F, N, C, H, W); the first are the starts.
@@ -47,7 +49,7 @@ class Samples(NamedTuple):
 
 def sample(
     energy: ClassifierEnergy,
-    classes: Sequence[int],
+    classes: Sequence[Blend],
     n: int = 1,
     seed: int = 0,
     *,
@@ -58,10 +60,10 @@ def sample(
 
     Arguments:
         energy: The energy.
-        classes: The class indices.
+        classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image; the others follow it.
-        sampler: How chains move. `None` for the sampler the energy was fine-tuned with.
+        sampler: How chains move. `None` for that of the energy, or `Langevin.ascent()`.
         batch_size: Images at once. `None` for a number that fits in about a gigabyte.
 
     Returns:
@@ -75,7 +77,7 @@ def sample(
 
 def draw(
     energy: ClassifierEnergy,
-    classes: Sequence[int],
+    classes: Sequence[Blend],
     n: int = 1,
     seed: int = 0,
     *,
@@ -87,7 +89,7 @@ def draw(
 
     Arguments:
         energy: The energy.
-        classes: The class indices.
+        classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image.
         sampler: How chains move.
@@ -115,48 +117,46 @@ def join(parts: Sequence[Samples]) -> Samples:
 
 def stream(
     energy: ClassifierEnergy,
-    classes: Sequence[int],
+    classes: Sequence[Blend],
     n: int = 1,
     seed: int = 0,
     *,
     sampler: Langevin | None = None,
     batch_size: int | None = None,
     frames: int = 0,
+    skip: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Samples]:
     """Draws images part by part, as many at once as fit; arguments as for :func:`draw`.
 
     Arguments:
         energy: The energy.
-        classes: The class indices.
+        classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image.
         sampler: How chains move.
         batch_size: Images at once.
         frames: Images kept along the way of each chain.
+        skip: Images at the beginning that are left out.
         progress: Called with the number of image-steps just done.
 
     Raises:
         UsageError: If a class or seed does not exist or n is not positive.
     """
-    last = (energy.n_classes or max(classes, default=0) + 1) - 1
-    if n < 1 or not classes or not all(0 <= c <= last for c in classes):
-        raise UsageError(
-            f"sample: classes are 0 to {last} and n is 1 or more, "
-            f"got classes {list(classes)[:8]} and n {n}."
-        )
+    targets, leading = _targets(energy, classes, n)
     if not 0 <= seed <= LARGEST_SEED - n:
         raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
-    sampler = sampler or energy.sampler or UNTUNED
-    y = torch.tensor(list(classes)).repeat_interleave(n)
+    sampler = sampler or energy.sampler or Langevin.ascent()
     seeds = (seed + torch.arange(n)).repeat(len(classes))
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
-    done = 0
-    while done < len(y):
+    done = skip
+    while done < len(seeds):
         part = slice(done, done + size)
         try:
-            found = _chain(energy, sampler, y[part], seeds[part], frames, progress)
+            found = _chain(
+                energy, sampler, targets[part], leading[part], seeds[part], frames, progress
+            )
         except torch.cuda.OutOfMemoryError:
             # The images do not depend on the split, so smaller batches give the same ones.
             if size == 1:
@@ -167,32 +167,62 @@ def stream(
         yield found
 
 
+def weights(blend: Blend) -> Mapping[int, float]:
+    """Returns the weight of each class of a blend.
+
+    Arguments:
+        blend: A class index, or weights.
+    """
+    return {blend: 1.0} if isinstance(blend, int) else blend
+
+
+def _targets(energy: ClassifierEnergy, classes: Sequence[Blend], n: int) -> tuple[Tensor, Tensor]:
+    """Returns what each image is to be, as an index or as weights, and its leading class."""
+    last = (energy.n_classes or max((c for b in classes for c in weights(b)), default=0) + 1) - 1
+    known = all(0 <= c <= last for blend in classes for c in weights(blend))
+    if n < 1 or not classes or not known or not all(weights(blend) for blend in classes):
+        raise UsageError(
+            f"sample: classes are 0 to {last} and n is 1 or more, "
+            f"got classes {list(classes)[:8]} and n {n}."
+        )
+    leading = torch.tensor([max(w, key=w.__getitem__) for w in map(weights, classes)])
+    targets = leading
+    if not all(isinstance(blend, int) for blend in classes):
+        targets = torch.zeros(len(classes), last + 1)
+        for row, blend in zip(targets, classes, strict=True):
+            for c, weight in weights(blend).items():
+                row[c] = weight
+    return targets.repeat_interleave(n, 0), leading.repeat_interleave(n)
+
+
 def _chain(
     energy: ClassifierEnergy,
     sampler: Langevin,
-    y: Tensor,
+    targets: Tensor,
+    leading: Tensor,
     seeds: Tensor,
     frames: int,
     progress: Callable[[int], None] | None,
 ) -> Samples:
     """Runs one batch of chains in about as many pieces as frames are wanted."""
-    noise = generators([int(s) * STRIDE + int(c) for s, c in zip(seeds, y, strict=True)])
-    start = energy.start or ReferenceStart(energy.reference)
-    label = y.to(energy.reference.mean.device)
-    u = energy.reference.encode(start(label, generator=noise))
+    noise = generators([int(s) * STRIDE + int(c) for s, c in zip(seeds, leading, strict=True)])
+    start = energy.start or ReferenceStart(energy.reference, FAINT)
+    device = energy.reference.mean.device
+    y = targets.to(device)
+    u = energy.reference.encode(start(leading.to(device), generator=noise))
     film = [energy.reference.decode(u).cpu()] if frames else []
     piece = max(1, sampler.n_steps // (frames or 10))
     done = 0
     while done < sampler.n_steps:
         steps = min(piece, sampler.n_steps - done)
-        u, _ = replace(sampler, n_steps=steps)(energy, u, label, generator=noise)
+        u, _ = replace(sampler, n_steps=steps)(energy, u, y, generator=noise)
         done += steps
         if frames:
             film.append(energy.reference.decode(u).cpu())
         if progress is not None:
             progress(steps * len(y))
     with torch.no_grad():
-        x, value = energy.reference.decode(u).cpu(), energy(u, label).cpu()
+        x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
     kept = torch.stack(film) if film else x.new_empty(0, *x.shape)
     outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
-    return Samples(x.clamp(0, 1), y, seeds, value, kept.clamp(0, 1), outside)
+    return Samples(x.clamp(0, 1), leading, seeds, value, kept.clamp(0, 1), outside)

@@ -1,10 +1,11 @@
 r"""The smoothed score: what a classifier says of an image on average over small changes of it.
 
-.. math:: \tilde f_c(x) = E_t [ f_c(t(x)) ], \qquad t(x) = x \circ g + \sigma z
+.. math:: \tilde f_c(x) = E_t [ f_c(t(x)) ], \qquad t(x) = [x]_0^1 \circ g + \sigma z
 
-with g a random shift, zoom and rotation and z white noise. A pretrained classifier answers to
-patterns of single pixels that no photograph has; few of them survive a shift. The distribution
-of t is part of the model: :math:`p_c \propto e^{\gamma \tilde f_c} q`.
+with the image as it is shown, clipped to black and white, g a random shift, zoom and rotation,
+and z white noise. A pretrained classifier answers to patterns of single pixels that no photograph
+has; few of them survive a shift. The distribution of t is part of the model:
+:math:`p_c \propto e^{\gamma \tilde f_c} q`.
 
 A step of a chain uses few draws of t. The gradient is unbiased, and its variance v per coordinate
 of B heats the chain: at step e it runs at about :math:`T + e^2 v / 4`.
@@ -22,6 +23,8 @@ from torch.nn import functional
 
 from .noise import Randomness, normal, uniform
 
+VIEWS = 8
+
 
 class View(NamedTuple):
     """One realisation t for each image of a batch; call it as `view(x)`.
@@ -38,7 +41,7 @@ class View(NamedTuple):
         """Returns t(x), with the shape (B, C, H, W) of x; beyond its border x is mirrored."""
         places = functional.affine_grid(self.where.to(x), list(x.shape), align_corners=False)
         x = functional.grid_sample(
-            x, places, mode="bilinear", padding_mode="reflection", align_corners=False
+            x.clamp(0, 1), places, mode="bilinear", padding_mode="reflection", align_corners=False
         )
         return x if self.noise is None else x + self.noise.to(x)
 
@@ -107,6 +110,15 @@ class Smoothing:
         )
         noise = self.noise * normal(x, generator) if self.noise else None
         return View(where.to(x.dtype), noise)
+
+    def fixed(self, x: Tensor) -> list[View]:
+        """Returns `VIEWS` changes, the same ones for all images and at every call.
+
+        Arguments:
+            x: Images, with shape (B, C, H, W), for shape and device only.
+        """
+        generator = torch.Generator().manual_seed(0)
+        return [self.view(x[:1], generator).repeat(len(x)) for _ in range(VIEWS)]
 
     def _offset(self, r: Tensor, size: int) -> Tensor:
         """Returns whole pixels, uniform within the largest shift, on the scale of places."""

@@ -5,7 +5,7 @@ gets. Each start draws pixels :math:`x` for given classes; the same object serve
 and in sampling, and is stored with the model.
 """
 
-__all__ = ["ClassGaussian", "DataStart", "ReferenceStart", "Start", "UniformStart"]
+__all__ = ["FAINT", "ClassGaussian", "DataStart", "ReferenceStart", "Start", "UniformStart"]
 
 import math
 
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from .noise import Randomness, normal, uniform
 from .reference import Reference
 from .space import check_pixels
+
+# The contrast of starts for classifiers that were never trained to generate.
+FAINT = 0.15
 
 
 class Start(nn.Module):
@@ -35,15 +38,23 @@ class ReferenceStart(Start):
 
     Arguments:
         reference: The reference.
+        contrast: A factor on their distance from the mean image; 1 for draws of q itself.
+
+    Raises:
+        ValueError: If the contrast is negative.
     """
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Reference, contrast: float = 1.0) -> None:
         super().__init__()
+        if not contrast >= 0:
+            raise ValueError(f"ReferenceStart: `contrast` must be 0 or more, got {contrast}.")
         self.reference = reference
+        self.contrast = float(contrast)
 
     def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
         """Draws images from q; see :class:`Start`."""
-        return self.reference.sample(len(y), generator=generator)
+        mean = self.reference.mean
+        return mean + self.contrast * (self.reference.sample(len(y), generator=generator) - mean)
 
 
 class UniformStart(Start):

@@ -7,7 +7,8 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "modes", "noise"],
     ["reference", "smooth", "space"],
-    ["energy", "fitted", "start"],
+    ["fitted", "start", "support"],
+    ["energy"],
     ["langevin", "chains"],
     ["contrastive"],
     ["parts"],
@@ -25,7 +26,7 @@ FLOORS = [
     ],
     ["data", "convert"],
     ["classify", "checkpoint", "evaluate", "judge", "sample", "settings"],
-    ["descent", "gallery"],
+    ["descent", "edit", "gallery"],
     ["finetune"],
     ["recipe", "report"],
     ["run"],
@@ -35,7 +36,7 @@ FLOORS = [
     ["__main__", "__init__"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-MATHEMATICS = {name for names in FLOORS[:5] for name in names}
+MATHEMATICS = {name for names in FLOORS[:6] for name in names}
 STANDARD = {"inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 

@@ -1,0 +1,91 @@
+r"""Changing a photograph: chains that begin at it, and keep a region of it.
+
+A chain of strength s begins at :math:`(1 - s) x_0 + s x`, between the photograph and a start of
+the energy, and makes the fraction s of its steps: 0 gives the photograph back, 1 forgets it. With
+a mask the pixels of a region are put back after every step. That keeps them exactly; the rest
+follows the energy given them, approximately where the reference correlates pixels.
+"""
+
+__all__ = ["PhotoStart", "edit"]
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .energy import ClassifierEnergy
+from .langevin import Langevin
+from .noise import Randomness
+from .space import check_pixels
+from .start import FAINT, ReferenceStart, Start
+from .support import Kept
+
+
+class PhotoStart(Start):
+    """Creates starts between a photograph and those of another start.
+
+    Arguments:
+        image: The photograph, pixels in [0, 1], with shape (C, H, W).
+        start: The other start.
+        strength: How far from the photograph, 0 to 1.
+    """
+
+    image: Tensor
+
+    def __init__(self, image: Tensor, start: Start, strength: float) -> None:
+        super().__init__()
+        self.start, self.strength = start, strength
+        self.register_buffer("image", image)
+
+    def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
+        """Draws starts; see :class:`Start`."""
+        x = self.start(y, generator=generator)
+        return (1 - self.strength) * self.image + self.strength * x
+
+
+def edit(
+    energy: ClassifierEnergy,
+    image: Tensor,
+    strength: float = 0.6,
+    *,
+    mask: Tensor | None = None,
+    sampler: Langevin | None = None,
+) -> ClassifierEnergy:
+    """Returns an energy whose samples are changes of a photograph.
+
+    `sample(edit(energy, cat), [340])` shows what would make the cat a zebra.
+
+    Arguments:
+        energy: The energy. It is left as it is; the classifier is shared.
+        image: The photograph, pixels in [0, 1], with shape (C, H, W).
+        strength: How much of it may change: 0 nothing, 1 everything.
+        mask: True where it is kept, with shape (H, W). `None` for nowhere.
+        sampler: How chains move at strength 1. `None` for that of the energy, or
+            `Langevin.ascent()`.
+
+    Raises:
+        TypeError: If the image is not floating point.
+        ValueError: If a shape or the scale of the image is wrong, or the strength is not 0 to 1.
+    """
+    energy.space.check(image[None])
+    check_pixels("edit", image)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"edit: `strength` is 0 to 1, got {strength}.")
+    if mask is not None and mask.shape != image.shape[1:]:
+        raise ValueError(
+            f"edit: the mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[1:])}. "
+            "Give a mask of the size of the image."
+        )
+    image = image.detach().to(energy.reference.mean)
+    found = copy.copy(energy)
+    # A shallow copy of a module shares the dictionary of its parts, and `start` is one of them.
+    found._modules = energy._modules.copy()
+    start: Any = energy.start or ReferenceStart(energy.reference, FAINT)
+    found.start = PhotoStart(image, start, strength)
+    if mask is not None:
+        found.kept = Kept(image, mask.to(image.device, torch.bool))
+    sampler = sampler or energy.sampler or Langevin.ascent()
+    found.sampler = replace(sampler, n_steps=round(strength * sampler.n_steps))
+    return found

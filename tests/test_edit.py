@@ -1,0 +1,123 @@
+"""Photographs as starts, regions that are kept, and blends of classes."""
+
+import pytest
+import torch
+import toys
+
+from ebm_from_clf import Langevin, UsageError, WhiteNoise, convert, edit, sample
+from ebm_from_clf.labels import find_blend, find_class
+from ebm_from_clf.sample import draw
+
+SAMPLER = Langevin(n_steps=10, step_size=0.5)
+
+
+def photograph():
+    return torch.rand(toys.SHAPE, generator=toys.seeded(3))
+
+
+def test_strength_0_gives_the_photograph_back():
+    found = sample(edit(toys.smooth(), photograph(), 0.0, sampler=SAMPLER), [0, 1], n=2)
+    assert (found - photograph()).abs().max() < 1e-5
+
+
+def test_more_strength_goes_further_and_1_forgets_the_photograph():
+    energy = toys.smooth(gain=3.0)
+    energy.start = None
+    far = []
+    for strength in (0.1, 0.5, 1.0):
+        found = sample(edit(energy, photograph(), strength, sampler=SAMPLER), [1], n=20)
+        far.append(float((found - photograph()).square().mean()))
+    assert far[0] < far[1] / 2 < far[2]
+    other = sample(edit(energy, 1 - photograph(), 1.0, sampler=SAMPLER), [1], n=20)
+    assert torch.equal(found, other)
+    assert torch.equal(found, sample(energy, [1], n=20, sampler=SAMPLER))
+
+
+def test_a_masked_region_stays_untouched_and_the_rest_moves():
+    energy = toys.smooth(gain=3.0)
+    mask = torch.zeros(toys.SHAPE[1:], dtype=torch.bool)
+    mask[:, :2] = True
+    found = sample(edit(energy, photograph(), 1.0, mask=mask, sampler=SAMPLER), [1], n=5)
+    assert (found - photograph())[:, :, mask].abs().max() < 1e-5
+    assert (found - photograph())[:, :, ~mask].abs().mean() > 0.05
+
+
+def test_the_energy_is_left_as_it_was():
+    energy = toys.smooth()
+    before = (energy.start, energy.sampler, energy.kept, set(energy.state_dict()))
+    mask = torch.ones(toys.SHAPE[1:], dtype=torch.bool)
+    found = edit(energy, photograph(), 0.5, mask=mask, sampler=SAMPLER)
+    assert found.classifier is energy.classifier and found.sampler.n_steps == 5
+    assert before == (energy.start, energy.sampler, energy.kept, set(energy.state_dict()))
+
+
+def test_a_wrong_photograph_is_refused():
+    energy = toys.smooth()
+    with pytest.raises(ValueError, match="strength"):
+        edit(energy, photograph(), 1.5)
+    with pytest.raises(ValueError, match="images must have shape"):
+        edit(energy, photograph()[:, :2])
+    with pytest.raises(ValueError, match=r"images must be floats in \[0, 1\]"):
+        edit(energy, 255 * photograph())
+    with pytest.raises(ValueError, match="mask of the size"):
+        edit(energy, photograph(), mask=torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_a_blend_of_linear_scores_has_the_blended_mean():
+    """f linear and T = 1: p is Gaussian around B = sum of the weighted gradients."""
+    weight = torch.randn(3, toys.DIM, generator=toys.seeded(4))
+    clf = toys.Linear(weight, torch.zeros(3))
+    reference = WhiteNoise(torch.full(toys.SHAPE, 0.5), 0.01)
+    from ebm_from_clf import ClassifierEnergy
+
+    energy = ClassifierEnergy(clf, reference, gain=100.0)
+    n = 4000
+    found = draw(energy, [{0: 0.7, 2: 0.3}], n, sampler=Langevin(60, 0.5, variance_corrected=True))
+    assert set(found.classes.tolist()) == {0}
+    u = reference.encode(found.images).flatten(1)
+    expected = 0.7 * weight[0] + 0.3 * weight[2]
+    assert ((u.mean(0) - expected) * n**0.5).abs().max() < 5
+    assert ((u.mean(0) - weight[0]) * n**0.5).abs().max() > 5, "the mutant: one class alone"
+    one = draw(energy, [{1: 1.0}, 1], 2, sampler=SAMPLER)
+    assert (one.images[:2] - one.images[2:]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("blend", [{}, {3: 1.0}, {-1: 0.5, 0: 0.5}])
+def test_wrong_blends_are_refused(blend):
+    with pytest.raises(UsageError, match="classes are 0 to 2"):
+        sample(toys.smooth(), [blend])
+
+
+NAMES = ["tabby, tabby cat", "zebra", "crane", "crane", "panda, panda bear", "red panda, panda"]
+
+
+def test_classes_are_found_by_any_of_their_names():
+    for word, c in {"zebra": 1, "Tabby Cat": 0, "tabby, tabby cat": 0, "panda": 4, "5": 5}.items():
+        assert find_class(word, NAMES) == c
+    with pytest.raises(UsageError, match="several classes are named 'crane'.*2: crane; 3: crane"):
+        find_class("crane", NAMES)
+    with pytest.raises(UsageError, match="no class is named 'zebr'. Near it: zebra"):
+        find_class("zebr", NAMES)
+    with pytest.raises(UsageError, match="no class is named 'xyz'. Give its index"):
+        find_class("xyz", NAMES)
+
+
+def test_blends_are_read():
+    assert find_blend("zebra+tabby", NAMES) == {1: 0.5, 0: 0.5}
+    assert find_blend("zebra:0.7+0:0.3", NAMES) == {1: 0.7, 0: 0.3}
+    assert find_blend("a+b", ["a+b"]) == 0
+    for wrong in ("zebra:x+tabby", "zebra:nan+tabby"):
+        with pytest.raises(UsageError, match="a weight is a number"):
+            find_blend(wrong, NAMES)
+
+
+def test_pictures_come_from_an_untrained_classifier_that_is_smoothed():
+    from ebm_from_clf import Smoothing
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        energy = convert("test_resnet", pretrained=False, size=64, smoothing=Smoothing())
+    found = draw(energy, [7], 2, sampler=Langevin.ascent(8))
+    assert found.images.shape == (2, 3, 64, 64)
+    assert Langevin.ascent().density.startswith("none")
+    assert Langevin().density == "p" and "0.5" in Langevin(temperature=0.5).density
