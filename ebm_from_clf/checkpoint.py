@@ -27,7 +27,7 @@ from .fitted import FittedGaussian
 from .folders import publish
 from .langevin import Langevin
 from .reference import Reference, SpectralNoise, WhiteNoise
-from .smooth import Smoothing
+from .smooth import Coarse, Smoothing
 from .space import PixelSpace
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
@@ -72,6 +72,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "size": list(energy.space.size),
         "start": start,
         "contrast": getattr(energy.start, "contrast", 1.0),
+        "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
     }
@@ -143,6 +144,7 @@ def _restore(
         expected = (energy.n_classes or len(energy.start.mean), *energy.reference.shape)
         if tuple(energy.start.mean.shape) != expected:
             raise ValueError(f"start.mean has shape {tuple(energy.start.mean.shape)}")
+    energy.coarse = Coarse(*config["coarse"]) if config.get("coarse") else None
     energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
     return energy
 

@@ -47,7 +47,7 @@ from .labels import by_name, find_blend, find_class
 from .langevin import Langevin
 from .quickstart import quickstart
 from .run import finetune_recipe, machine
-from .sample import Blend
+from .sample import UNTUNED, Blend, n_steps
 from .smooth import Smoothing
 from .space import dequantize
 
@@ -178,7 +178,7 @@ def _sample(a: Namespace) -> None:
     """Draws images of classes into a folder, from nothing or from a photograph."""
     energy = _open(a.model)
     classes = _classes(a.classes, energy)
-    sampler = energy.sampler or Langevin.ascent()
+    sampler = energy.sampler or UNTUNED
     if a.steps is not None:
         sampler = replace(sampler, n_steps=a.steps)
     if a.start is None and (a.mask is not None or a.strength is not None):
@@ -196,7 +196,7 @@ def _sample(a: Namespace) -> None:
         a.output,
         sampler=sampler,
         resume=a.resume == "auto",
-        progress=_progress("sample", sampler.n_steps * len(classes) * a.n),
+        progress=_progress("sample", n_steps(energy, sampler) * len(classes) * a.n),
     )
     print(f"wrote {a.output}; look at {Path(a.output) / 'grid.png'}")
 

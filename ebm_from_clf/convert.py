@@ -21,9 +21,11 @@ from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
+from .langevin import Langevin
 from .reference import Reference, SpectralNoise, WhiteNoise
-from .smooth import Smoothing
+from .smooth import Coarse, Smoothing
 from .space import PixelSpace
+from .start import ReferenceStart
 from .support import Support
 
 # What timm raises for a name, an option or a file that it cannot use.
@@ -136,7 +138,8 @@ def convert(
         gain: The gain on the logits.
         support: The images that the model lives on.
         smoothing: The changes that scores are averaged over. `None` for none, as for a classifier
-            that will be fine-tuned; `Smoothing()` to draw from it as it is.
+            that will be fine-tuned. With `Smoothing()` the energy also gets starts, a coarse
+            stage and a sampler that show what the classifier looks for as it is.
         kwargs: Handed to `timm.create_model` with a name.
 
     Returns:
@@ -170,7 +173,22 @@ def convert(
     )
     energy.reference.to(device)
     energy.class_names = class_names(classifier)
+    if smoothing is not None:
+        energy.start = ReferenceStart(energy.reference, contrast=0.15)
+        energy.sampler = Langevin.ascent()
+        energy.coarse = Coarse() if _takes(energy, Coarse().size) else None
     return energy
+
+
+def _takes(energy: ClassifierEnergy, size: float) -> bool:
+    """Tells whether a classifier looks at smaller images too, or at one size only."""
+    x = energy.reference.mean[None]
+    view = Smoothing(size=size).view(x, torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            return bool(energy.classify(view(x)).isfinite().all())
+    except REFUSALS:
+        return False
 
 
 def class_names(classifier: nn.Module) -> list[str] | None:

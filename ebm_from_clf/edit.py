@@ -18,8 +18,9 @@ from torch import Tensor
 from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .noise import Randomness
+from .sample import UNTUNED
 from .space import check_pixels
-from .start import FAINT, ReferenceStart, Start
+from .start import ReferenceStart, Start
 from .support import Kept
 
 
@@ -63,7 +64,7 @@ def edit(
         strength: How much of it may change: 0 nothing, 1 everything.
         mask: True where it is kept, with shape (H, W). `None` for nowhere.
         sampler: How chains move at strength 1. `None` for that of the energy, or
-            `Langevin.ascent()`.
+            100 steps at T = 1.
 
     Raises:
         TypeError: If the image is not floating point.
@@ -82,10 +83,12 @@ def edit(
     found = copy.copy(energy)
     # A shallow copy of a module shares the dictionary of its parts, and `start` is one of them.
     found._modules = energy._modules.copy()
-    start: Any = energy.start or ReferenceStart(energy.reference, FAINT)
+    start: Any = energy.start or ReferenceStart(energy.reference)
     found.start = PhotoStart(image, start, strength)
     if mask is not None:
         found.kept = Kept(image, mask.to(image.device, torch.bool))
-    sampler = sampler or energy.sampler or Langevin.ascent()
+    sampler = sampler or energy.sampler or UNTUNED
     found.sampler = replace(sampler, n_steps=round(strength * sampler.n_steps))
+    if energy.coarse is not None:
+        found.coarse = energy.coarse._replace(n_steps=round(strength * energy.coarse.n_steps))
     return found

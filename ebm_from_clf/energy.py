@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .modes import evaluation_mode, frozen
 from .noise import Randomness
 from .reference import Reference
-from .smooth import Smoothing, View
+from .smooth import Coarse, Smoothing, View
 from .space import PixelSpace
 from .support import Kept, Support, confine
 
@@ -53,8 +53,9 @@ class ClassifierEnergy(nn.Module):
             :class:`Smoothing`. `None` for none. Logits and posterior are never smoothed.
 
     Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
-    how they move, and `class_names`. Fine-tuning sets them to what it used. A fourth, `kept`, is
-    a region that chains leave alone; see :func:`edit`.
+    how they move, and `class_names`. Fine-tuning sets them to what it used. Two more are for
+    classifiers that were not: `coarse`, a first stage of chains, and `kept`, a region that they
+    leave alone; see :func:`edit`.
 
     Raises:
         ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
@@ -105,6 +106,7 @@ class ClassifierEnergy(nn.Module):
         self.start: nn.Module | None = None
         self.sampler: Any = None
         self.kept: Kept | None = None
+        self.coarse: Coarse | None = None
         self.class_names: list[str] | None = None
 
     @property

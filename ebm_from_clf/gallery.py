@@ -25,7 +25,7 @@ from .errors import UsageError
 from .folders import claim, new_folder, slug, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
-from .sample import Blend, Samples, stream, weights
+from .sample import UNTUNED, Blend, Samples, n_steps, stream, weights
 
 FRAMES = 16
 SHOWN = 200
@@ -56,7 +56,7 @@ def write_samples(
         n: The number of images of each.
         seed: The seed of the first image.
         output: The folder; it must not exist, or be empty, unless it is resumed.
-        sampler: How chains move. `None` for that of the energy, or `Langevin.ascent()`.
+        sampler: How chains move. `None` for that of the energy, or 100 steps at T = 1.
         batch_size: Images at once.
         resume: Whether to go on where the same request was interrupted in that folder.
         progress: Called with the number of image-steps just done.
@@ -65,7 +65,7 @@ def write_samples(
     Raises:
         UsageError: If a class or seed does not exist or the folder is taken or cannot be written.
     """
-    sampler = sampler or energy.sampler or Langevin.ascent()
+    sampler = sampler or energy.sampler or UNTUNED
     folder = Path(output)
     settings = {
         "classes": [{str(c): w for c, w in weights(blend).items()} for blend in classes],
@@ -73,11 +73,13 @@ def write_samples(
         "seed": seed,
         "sampler": asdict(sampler),
         "density": sampler.density,
+        "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "weights": _weights(energy),
     }
     with claim(folder):
-        gallery = Gallery(folder, classes, n, sampler.n_steps, energy.class_names)
+        steps = n_steps(energy, sampler)
+        gallery = Gallery(folder, classes, n, steps, energy.class_names)
         gallery.begin(json.loads(json.dumps(settings)), resume)
         parts = stream(
             energy,
@@ -91,7 +93,7 @@ def write_samples(
             progress=progress,
         )
         if progress is not None:
-            progress(gallery.done * sampler.n_steps)
+            progress(gallery.done * steps)
         for part in parts:
             gallery.add(part)
             if each is not None:

@@ -25,7 +25,7 @@ from .judge import Judge
 from .recipe import Recipe
 from .report import write_report
 from .run import Progress, finetune_recipe, machine, silent
-from .sample import Samples, join
+from .sample import Samples, join, n_steps
 from .space import PixelSpace
 
 
@@ -58,7 +58,7 @@ def quickstart(
     run = finetune_recipe(recipe, folder, progress)
     energy = run.energy
     classes = range(energy.n_classes or 1)
-    steps = energy.sampler.n_steps * n * len(classes)
+    steps = n_steps(energy, energy.sampler) * n * len(classes)
     parts: list[Samples] = []
     write_samples(
         energy,

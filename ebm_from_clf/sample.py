@@ -4,8 +4,9 @@ The image of (class, seed) depends on these two and the model alone: not on the 
 how many there are, or on how they were split into batches.
 """
 
-__all__ = ["Blend", "Samples", "draw", "join", "sample", "stream", "weights"]
+__all__ = ["UNTUNED", "Blend", "Samples", "draw", "join", "n_steps", "sample", "stream", "weights"]
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,12 +18,13 @@ from .energy import ClassifierEnergy
 from .errors import UsageError
 from .langevin import Langevin
 from .noise import generators
-from .start import FAINT, ReferenceStart
+from .start import ReferenceStart
 
 # A class index, or weights of several: {340: 0.5, 281: 0.5} is half zebra, half tabby.
 Blend = int | Mapping[int, float]
 
 PIXELS_AT_ONCE = 400_000
+UNTUNED = Langevin(n_steps=100)
 STRIDE = 1_000_003
 LARGEST_SEED = 2**63 // STRIDE - 2
 
@@ -63,7 +65,7 @@ def sample(
         classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image; the others follow it.
-        sampler: How chains move. `None` for that of the energy, or `Langevin.ascent()`.
+        sampler: How chains move. `None` for that of the energy, or 100 steps at T = 1.
         batch_size: Images at once. `None` for a number that fits in about a gigabyte.
 
     Returns:
@@ -146,7 +148,7 @@ def stream(
     targets, leading = _targets(energy, classes, n)
     if not 0 <= seed <= LARGEST_SEED - n:
         raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
-    sampler = sampler or energy.sampler or Langevin.ascent()
+    sampler = sampler or energy.sampler or UNTUNED
     seeds = (seed + torch.arange(n)).repeat(len(classes))
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
@@ -195,6 +197,25 @@ def _targets(energy: ClassifierEnergy, classes: Sequence[Blend], n: int) -> tupl
     return targets.repeat_interleave(n, 0), leading.repeat_interleave(n)
 
 
+def n_steps(energy: ClassifierEnergy, sampler: Langevin) -> int:
+    """Returns the steps of a chain, with those of the coarse stage.
+
+    Arguments:
+        energy: The energy.
+        sampler: How chains move.
+    """
+    return sum(steps for _, steps in _stages(energy, sampler))
+
+
+def _stages(energy: ClassifierEnergy, sampler: Langevin) -> list[tuple[ClassifierEnergy, int]]:
+    """Returns the energies that a chain descends one after the other, with the steps of each."""
+    if energy.coarse is None or energy.smoothing is None:
+        return [(energy, sampler.n_steps)]
+    coarse = copy.copy(energy)
+    coarse.smoothing = replace(energy.smoothing, size=energy.coarse.size)
+    return [(coarse, energy.coarse.n_steps), (energy, sampler.n_steps)]
+
+
 def _chain(
     energy: ClassifierEnergy,
     sampler: Langevin,
@@ -206,21 +227,20 @@ def _chain(
 ) -> Samples:
     """Runs one batch of chains in about as many pieces as frames are wanted."""
     noise = generators([int(s) * STRIDE + int(c) for s, c in zip(seeds, leading, strict=True)])
-    start = energy.start or ReferenceStart(energy.reference, FAINT)
+    start = energy.start or ReferenceStart(energy.reference)
     device = energy.reference.mean.device
     y = targets.to(device)
     u = energy.reference.encode(start(leading.to(device), generator=noise))
     film = [energy.reference.decode(u).cpu()] if frames else []
-    piece = max(1, sampler.n_steps // (frames or 10))
-    done = 0
-    while done < sampler.n_steps:
-        steps = min(piece, sampler.n_steps - done)
-        u, _ = replace(sampler, n_steps=steps)(energy, u, y, generator=noise)
-        done += steps
-        if frames:
-            film.append(energy.reference.decode(u).cpu())
-        if progress is not None:
-            progress(steps * len(y))
+    piece = max(1, n_steps(energy, sampler) // (frames or 10))
+    for stage, total in _stages(energy, sampler):
+        for done in range(0, total, piece):
+            steps = min(piece, total - done)
+            u, _ = replace(sampler, n_steps=steps)(stage, u, y, generator=noise)
+            if frames:
+                film.append(energy.reference.decode(u).cpu())
+            if progress is not None:
+                progress(steps * len(y))
     with torch.no_grad():
         x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
     kept = torch.stack(film) if film else x.new_empty(0, *x.shape)

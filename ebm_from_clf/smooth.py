@@ -11,7 +11,7 @@ A step of a chain uses few draws of t. The gradient is unbiased, and its varianc
 of B heats the chain: at step e it runs at about :math:`T + e^2 v / 4`.
 """
 
-__all__ = ["Smoothing", "View"]
+__all__ = ["Coarse", "Smoothing", "View"]
 
 import math
 from dataclasses import dataclass
@@ -32,23 +32,43 @@ class View(NamedTuple):
     Arguments:
         where: The affine maps from places in t(x) to places in x, with shape (B, 2, 3).
         noise: What is added, in pixels, with shape (B, C, H, W). `None` for nothing.
+        size: The height and width that the result is brought to. `None` for those of x.
     """
 
     where: Tensor
     noise: Tensor | None
+    size: tuple[int, int] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns t(x), with the shape (B, C, H, W) of x; beyond its border x is mirrored."""
+        """Returns t(x), with shape (B, C, *size); beyond its border x is mirrored."""
         places = functional.affine_grid(self.where.to(x), list(x.shape), align_corners=False)
         x = functional.grid_sample(
             x.clamp(0, 1), places, mode="bilinear", padding_mode="reflection", align_corners=False
         )
-        return x if self.noise is None else x + self.noise.to(x)
+        if self.noise is not None:
+            x = x + self.noise.to(x)
+        if self.size is None:
+            return x
+        return functional.interpolate(x, self.size, mode="bilinear", antialias=True)
 
     def repeat(self, n: int) -> "View":
         """Returns the change of one image for n of them."""
         noise = None if self.noise is None else self.noise.expand(n, -1, -1, -1)
-        return View(self.where.expand(n, -1, -1), noise)
+        return View(self.where.expand(n, -1, -1), noise, self.size)
+
+
+class Coarse(NamedTuple):
+    """A first stage of a chain, in which the classifier looks at a smaller image.
+
+    Steps cost less, and large things come before small ones.
+
+    Arguments:
+        size: The size at which it looks; see :class:`Smoothing`.
+        n_steps: The number of steps.
+    """
+
+    size: float = 0.7
+    n_steps: int = 60
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,8 @@ class Smoothing:
         rotation: Largest rotation to either side, in degrees, uniform.
         noise: Standard deviation of the noise, in pixels.
         draws: Changes averaged in each step of a chain.
+        size: The size at which the classifier looks, as a fraction of its own, at least 32 pixels
+            and a multiple of them.
 
     Raises:
         ValueError: If a number is out of range.
@@ -72,6 +94,7 @@ class Smoothing:
     rotation: float = 0.0
     noise: float = 0.05
     draws: int = 1
+    size: float = 1.0
 
     def __post_init__(self) -> None:
         low, high = self.zoom
@@ -80,6 +103,8 @@ class Smoothing:
                 "Smoothing: `shift` is 0 to 0.5 and `zoom` a pair between 0.1 and 10, "
                 f"got {self.shift} and {self.zoom}."
             )
+        if not 0 < self.size <= 1:
+            raise ValueError(f"Smoothing: `size` is above 0 and at most 1, got {self.size}.")
         if not (0 <= self.rotation <= 180 and 0 <= self.noise < math.inf and self.draws >= 1):
             raise ValueError(
                 "Smoothing: `rotation` is 0 to 180 degrees, `noise` 0 or more, `draws` 1 or more, "
@@ -109,7 +134,10 @@ class Smoothing:
             1,
         )
         noise = self.noise * normal(x, generator) if self.noise else None
-        return View(where.to(x.dtype), noise)
+        if self.size == 1:
+            return View(where.to(x.dtype), noise)
+        sides = [max(1, round(self.size * side / 32)) * 32 for side in (height, width)]
+        return View(where.to(x.dtype), noise, (sides[0], sides[1]))
 
     def fixed(self, x: Tensor) -> list[View]:
         """Returns `VIEWS` changes, the same ones for all images and at every call.

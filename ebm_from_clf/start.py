@@ -5,7 +5,7 @@ gets. Each start draws pixels :math:`x` for given classes; the same object serve
 and in sampling, and is stored with the model.
 """
 
-__all__ = ["FAINT", "ClassGaussian", "DataStart", "ReferenceStart", "Start", "UniformStart"]
+__all__ = ["ClassGaussian", "DataStart", "ReferenceStart", "Start", "UniformStart"]
 
 import math
 
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from .noise import Randomness, normal, uniform
 from .reference import Reference
 from .space import check_pixels
-
-# The contrast of starts for classifiers that were never trained to generate.
-FAINT = 0.15
 
 
 class Start(nn.Module):

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 from ebm_from_clf import Langevin, UsageError, sample
 from ebm_from_clf.folders import slug
 from ebm_from_clf.gallery import write_samples
-from ebm_from_clf.sample import draw
+from ebm_from_clf.sample import draw, join
 
 SAMPLER = Langevin(n_steps=12, step_size=0.4)
 
@@ -81,7 +81,8 @@ def test_the_folder_holds_images_and_their_origin(tmp_path):
     names = ["tabby, tabby cat", "../../etc/passwd", ""]
     energy = gray()
     energy.class_names = names
-    found = write_samples(energy, [0, 1], 3, 5, out, sampler=SAMPLER, batch_size=2)
+    parts = []
+    write_samples(energy, [0, 1], 3, 5, out, sampler=SAMPLER, batch_size=2, each=parts.append)
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert lines[0]["file_name"] == "00000_tabby/5.png"
@@ -89,7 +90,7 @@ def test_the_folder_holds_images_and_their_origin(tmp_path):
     assert set(lines[0]) == {
         "file_name", "class", "label", "seed", "energy", "steps", "saturated"
     }  # fmt: skip
-    for line, value in zip(lines, found.energies.tolist(), strict=True):
+    for line, value in zip(lines, join(parts).energies.tolist(), strict=True):
         assert (out / line["file_name"]).is_file() and line["energy"] == pytest.approx(value)
     assert (out / "grid.png").is_file() and (out / "chains.gif").is_file()
     assert len(list(tmp_path.rglob("*.png"))) == 7
@@ -98,6 +99,36 @@ def test_the_folder_holds_images_and_their_origin(tmp_path):
         with Image.open(out / name) as first, Image.open(tmp_path / "at once" / name) as second:
             apart = ImageChops.difference(first.convert("L"), second.convert("L"))
         assert apart.getextrema()[1] <= 1
+
+
+def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
+    energy, ask = gray(), ([0, 2, {0: 0.5, 1: 0.5}], 2, 7)
+    write_samples(energy, *ask, tmp_path / "whole", sampler=SAMPLER, batch_size=1)
+
+    def interrupted(part):
+        if int(part.classes[0]) == 2 and int(part.seeds[0]) == 8:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(energy, *ask, out, sampler=SAMPLER, batch_size=1, each=interrupted)
+    with (out / "metadata.jsonl").open("a") as file:
+        file.write('{"file_name": "00000')  # killed within a line
+    for other in ({"sampler": Langevin(3)}, {"sampler": SAMPLER, "resume": False}):
+        with pytest.raises(UsageError, match="another request|holds something already"):
+            write_samples(energy, *ask, out, **{"resume": True} | other)
+    drawn = []
+    write_samples(
+        energy, *ask, out, sampler=SAMPLER, batch_size=1, resume=True, each=drawn.append
+    )
+    assert len(drawn) == 2, "the four that were there are not drawn again"
+    for file in (tmp_path / "whole").rglob("*"):
+        if file.suffix in (".png", ".jsonl", ".json"):
+            other = out / file.relative_to(tmp_path / "whole")
+            assert file.read_bytes() == other.read_bytes(), file.name
+    assert (out / "00000+00001_0-1" / "7.png").is_file()
+    with pytest.raises(UsageError, match="all samples are there"):
+        write_samples(energy, *ask, out, sampler=SAMPLER, resume=True)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
