@@ -177,7 +177,7 @@ def sample_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `sample`; see its help."""
     parser.add_argument("model", help="A saved energy, any name of timm, or demo:NAME.")
     parser.add_argument(
-        "--classes", required=True, help="Indices, names, or all: 281,zebra,zebra+tabby:0.3"
+        "--classes", required=True, help="Indices, names, blends, or all: 281,zebra,zebra+tabby"
     )
     parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")

@@ -91,7 +91,7 @@ def find_blend(word: str, names: Sequence[str]) -> int | dict[int, float]:
         names: The label of each class.
 
     Raises:
-        UsageError: If a class is not found, or a weight is not finite.
+        UsageError: If a class is not found, a weight is not finite, or only some have one.
     """
     if "+" not in word or word in names:
         return find_class(word, names)
@@ -106,6 +106,8 @@ def find_blend(word: str, names: Sequence[str]) -> int | dict[int, float]:
         if not math.isfinite(value):
             raise UsageError(f"{part!r}: a weight is a number, as in zebra:0.7.")
         found[find_class(name if colon else part, names)] = value
+    if len({":" in part for part in parts}) == 2:
+        raise UsageError(f"{word!r}: give every class a weight, or none.")
     return found
 
 

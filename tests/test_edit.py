@@ -109,6 +109,8 @@ def test_blends_are_read():
     for wrong in ("zebra:x+tabby", "zebra:nan+tabby"):
         with pytest.raises(UsageError, match="a weight is a number"):
             find_blend(wrong, NAMES)
+    with pytest.raises(UsageError, match="every class a weight, or none"):
+        find_blend("zebra+tabby:0.3", NAMES)
 
 
 def test_pictures_come_from_an_untrained_classifier_that_is_smoothed():

@@ -118,9 +118,7 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
         with pytest.raises(UsageError, match="another request|holds something already"):
             write_samples(energy, *ask, out, **{"resume": True} | other)
     drawn = []
-    write_samples(
-        energy, *ask, out, sampler=SAMPLER, batch_size=1, resume=True, each=drawn.append
-    )
+    write_samples(energy, *ask, out, sampler=SAMPLER, batch_size=1, resume=True, each=drawn.append)
     assert len(drawn) == 2, "the four that were there are not drawn again"
     for file in (tmp_path / "whole").rglob("*"):
         if file.suffix in (".png", ".jsonl", ".json"):

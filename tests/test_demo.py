@@ -1,0 +1,88 @@
+"""Classifiers that install with the demo extra know photographs, and draw what they know."""
+
+import contextlib
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from ebm_from_clf import UsageError, convert
+from ebm_from_clf.cli import main
+from ebm_from_clf.convert import class_names, create_classifier
+from ebm_from_clf.folder import to_pixels
+
+CATS, CUPS = {281, 282, 285}, {504, 967, 968}
+
+
+@pytest.fixture(scope="module", params=["efficientnet_lite0", "efficientnet_lite1"])
+def energy(request):
+    return convert(f"demo:{request.param}")
+
+
+def test_they_know_photographs(energy):
+    for array, expected in ((data.chelsea(), CATS), (data.coffee(), CUPS)):
+        x = to_pixels(Image.fromarray(array), energy.space.size, 3)[None] / 255
+        assert int(energy.logits(x).argmax()) in expected
+    assert energy.class_names[340] == "zebra" and len(energy.class_names) == 1000
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(UsageError, match="there are demo:efficientnet_lite0"):
+        create_classifier("demo:efficientnet_lite9")
+    with pytest.raises(UsageError, match="3 channels and 1000 classes"):
+        create_classifier("demo:efficientnet_lite0", num_classes=10)
+    small = create_classifier("demo:efficientnet_lite0", pretrained=False, num_classes=10)
+    assert small.num_classes == 10 and class_names(small) is None
+
+
+def call(*arguments):
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+    return stop.value.code, errors.getvalue()
+
+
+@pytest.fixture
+def cat(tmp_path):
+    Image.fromarray(data.chelsea()).save(tmp_path / "cat.jpg")
+    Image.new("L", (451, 300), 0).save(tmp_path / "mask.png")
+    Image.new("L", (30, 30), 0).save(tmp_path / "small.png")
+    return tmp_path / "cat.jpg"
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A converted classifier of few steps, as a folder."""
+    from ebm_from_clf import Langevin, Smoothing, save
+    from ebm_from_clf.smooth import Coarse
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        found = convert("test_resnet", pretrained=False, size=96, smoothing=Smoothing())
+    assert found.coarse == Coarse() and found.sampler == Langevin.ascent()
+    found.coarse, found.sampler = Coarse(0.7, 2), Langevin.ascent(2)
+    found.class_names = [f"{i} thing" for i in range(998)] + ["tabby, cat", "zebra"]
+    save(found, tmp_path_factory.mktemp("quick") / "model")
+    return tmp_path_factory.getbasetemp() / "quick0" / "model"
+
+
+def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
+    out = tmp_path / "out"
+    start = ["sample", quick, "--classes", "zebra,tabby:0.5+zebra:0.3", "--n", "1", "--start", cat]
+    assert call(*start, "--mask", tmp_path / "mask.png", "--output", out) == (0, "")
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == ["zebra", "tabby, cat + zebra"]
+    assert lines[0]["steps"] == 4 and lines[1]["weights"] == {"998": 0.5, "999": 0.3}
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["density"].startswith("none") and settings["coarse"] == [0.7, 2]
+    status, error = call(*start, "--mask", tmp_path / "small.png", "--output", tmp_path / "x")
+    assert status == 2 and "the mask is 30x30, the photograph 451x300" in error
+    status, error = call(*start[:-2], "--strength", "0.5", "--output", tmp_path / "x")
+    assert status == 2 and "need a photograph" in error
+    status, error = call(*start[:-1], tmp_path / "no.jpg", "--output", tmp_path / "x")
+    assert status == 2 and "no.jpg: not a readable image" in error
+    assert not (tmp_path / "x").exists()
