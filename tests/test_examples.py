@@ -43,3 +43,9 @@ def test_gaussian_toy(tmp_path):
     plain, corrected = (float(line.split()[-1]) for line in out.splitlines() if "sigma" in line)
     # Standard error of a variance over 80000 values: 0.005. The plain chain has 1 / (1 - .16).
     assert abs(plain - 1 / 0.84) < 0.03 and abs(corrected - 1) < 0.025
+
+
+def test_imagenet_without_training(tmp_path):
+    out = run("imagenet_without_training.py", tmp_path)
+    assert (tmp_path / "zebras.png").is_file() and (tmp_path / "photograph.png").is_file()
+    assert out.count(",") == 8
