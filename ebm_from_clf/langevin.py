@@ -80,7 +80,7 @@ class Langevin:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
 
     @classmethod
-    def ascent(cls, n_steps: int = 75) -> "Langevin":
+    def ascent(cls, n_steps: int = 60) -> "Langevin":
         """Returns a sampler for classifiers that were never trained to generate.
 
         Each step goes as far, whatever the norm of the gradient, so that one setting fits all
@@ -89,7 +89,7 @@ class Langevin:
         Arguments:
             n_steps: Number of steps.
         """
-        return cls(n_steps, step_size=0.1, temperature=0.0, tilt_norm=5.0)
+        return cls(n_steps, step_size=0.085, temperature=0.0, tilt_norm=5.0)
 
     @property
     def density(self) -> str:

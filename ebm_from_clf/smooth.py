@@ -68,7 +68,7 @@ class Coarse(NamedTuple):
     """
 
     size: float = 0.7
-    n_steps: int = 60
+    n_steps: int = 90
 
 
 @dataclass(frozen=True)
