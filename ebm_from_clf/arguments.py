@@ -181,7 +181,9 @@ def sample_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")
-    parser.add_argument("--steps", type=PositiveInt | None, help="Langevin steps.")
+    parser.add_argument(
+        "--steps", type=PositiveInt | None, help="Langevin steps, after coarse ones."
+    )
     parser.add_argument("--start", type=str | None, help="A photograph to begin at.")
     parser.add_argument(
         "--strength",

@@ -55,6 +55,10 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
             f"save: {type(classifier).__name__} is not a timm model, so timm could not read it "
             "back. Build it with timm.create_model."
         )
+    if energy.kept is not None:
+        warnings.warn(
+            "save: the region of `edit` is not kept; save the energy itself", stacklevel=2
+        )
     start = type(energy.start).__name__
     if energy.start is not None and start not in KEPT_STARTS:
         warnings.warn(f"save: a {start} is not kept; set energy.start after loading", stacklevel=2)

@@ -112,8 +112,9 @@ def _open(name: str) -> ClassifierEnergy:
     if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
         return load(name).to(device)
     energy = convert(_timm_name(name), smoothing=Smoothing()).to(device)
-    # Convolutions are faster so, on the CPU too; the numbers are the same.
-    energy.classifier.to(memory_format=torch.channels_last)
+    if all(p.ndim <= 4 for p in energy.classifier.parameters()):
+        # Convolutions are faster so, on the CPU too; the numbers are the same.
+        energy.classifier.to(memory_format=torch.channels_last)
     return energy
 
 
@@ -186,8 +187,13 @@ def _sample(a: Namespace) -> None:
     if a.start is not None:
         energy = _edited(energy, a, sampler)
         sampler = energy.sampler
-    if energy.smoothing is not None:
-        print(f"never trained to generate: examples of what it looks for, by {sampler.density}")
+    if sampler.tilt_norm is not None:
+        print("never trained to generate: these are examples of what it looks for, not draws of p")
+    elif energy.sampler is None:
+        print(
+            "never trained to generate: these are draws of q, faintly tilted. For pictures, give"
+        )
+        print("the name of the classifier, not a folder of `convert`.")
     write_samples(
         energy,
         classes,

@@ -157,6 +157,7 @@ class Contrastive(nn.Module):
             )
         # A fresh chain is as long as chains in the store are on average.
         n_steps = chains.burn_in + round(sampler.n_steps / max(chains.restart_rate, 0.01))
+        energy.coarse = None
         energy.start, energy.sampler = chains.start, replace(sampler, n_steps=n_steps)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -215,7 +216,8 @@ class Contrastive(nn.Module):
         n = len(x)
         pair = torch.cat([self._observe(x), synthesized])
         if self.energy.smoothing is not None:
-            pair = self.energy.smoothing.view(pair, self.generator)(pair)
+            whole = replace(self.energy.smoothing, size=1.0)
+            pair = whole.view(pair, self.generator)(pair)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
         scores = self.energy.tilts(logits[: 2 * n]) / self.energy.gain

@@ -129,7 +129,7 @@ class ClassifierEnergy(nn.Module):
 
         A smoothed score is averaged over some changes, the same ones at every call.
         """
-        return self._tilt(u, y, () if self.smoothing is None else self.smoothing.fixed(u))
+        return _pick(self._tilts(u), y)
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy U(u, y) whose smoothed score is estimated by changes drawn now.
@@ -144,17 +144,17 @@ class ClassifierEnergy(nn.Module):
         if self.smoothing is None:
             return self
         views = [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
-        return lambda u, y: u.flatten(1).square().sum(1) / 2 - self._tilt(u, y, views)
+        return lambda u, y: u.flatten(1).square().sum(1) / 2 - _pick(self._tilts(u, views), y)
 
-    def _tilt(self, u: Tensor, y: Tensor, views: Sequence[View]) -> Tensor:
+    def _tilts(self, u: Tensor, views: Sequence[View] | None = None) -> Tensor:
+        """Returns the tilts of all classes, averaged over changes, with shape (B, K)."""
         # Full precision for the pixels; only the network follows the caller's autocast.
         with torch.autocast(u.device.type, enabled=False):
             x = self.reference.decode(u)
-        images = [view(x) for view in views] or [x]
-        scores = [self.tilts(self.classify(t)) for t in images]
-        if y.is_floating_point():
-            return torch.stack([(s * y).sum(1) for s in scores]).mean(0)
-        return torch.stack([s.gather(1, y[:, None])[:, 0] for s in scores]).mean(0)
+        if self.smoothing is None:
+            return self.tilts(self.classify(x))
+        views = self.smoothing.fixed(u) if views is None else views
+        return torch.stack([self.tilts(self.classify(view(x))) for view in views]).mean(0)
 
     def classify(self, x: Tensor, wrapper: nn.Module | None = None) -> Tensor:
         """Returns the classifier's own logits f(x), with shape (B, K), without any check.
@@ -233,7 +233,7 @@ class ClassifierEnergy(nn.Module):
         r"""Returns :math:`|u|^2 / 2 - \log \sum_c e^{F_c(u)}` in nats, with shape (B)."""
         self.space.check(x)
         u = self.reference.encode(x)
-        return u.flatten(1).square().sum(1) / 2 - self.tilts(self.classify(x)).logsumexp(1)
+        return u.flatten(1).square().sum(1) / 2 - self._tilts(u).logsumexp(1)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Returns the top-down reconstruction :math:`\mu + A B(u)` of images, in pixels.
@@ -279,3 +279,10 @@ class ClassifierEnergy(nn.Module):
                 f"ClassifierEnergy: classes are 0 to {self.n_classes - 1}, got "
                 f"{int(y.min())} to {int(y.max())}."
             )
+
+
+def _pick(tilts: Tensor, y: Tensor) -> Tensor:
+    """Returns the tilt of each image's class, or their weighted sum, with shape (B)."""
+    if y.is_floating_point():
+        return (tilts * y).sum(1)
+    return tilts.gather(1, y[:, None])[:, 0]

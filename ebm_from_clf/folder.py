@@ -21,6 +21,7 @@ from .errors import UsageError
 from .parts import held_out
 from .space import dequantize
 
+ORIENTATION = 0x0112  # of EXIF; from 5 on the sides are swapped
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -65,7 +66,7 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Returns the height and width of an image file that can be read.
+    """Returns the height and width of an image file, turned upright.
 
     Arguments:
         path: The file.
@@ -74,9 +75,12 @@ def image_size(path: str | Path) -> tuple[int, int]:
         UsageError: If it is not an image.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                turned = image.getexif().get(ORIENTATION, 1) >= 5
+                return (image.width, image.height) if turned else (image.height, image.width)
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: not a readable image ({', '.join(FORMATS)}).") from error
 
 

@@ -25,7 +25,7 @@ from .errors import UsageError
 from .folders import claim, new_folder, slug, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
-from .sample import UNTUNED, Blend, Samples, n_steps, stream, weights
+from .sample import UNTUNED, Blend, Samples, check, n_steps, stream, weights
 
 FRAMES = 16
 SHOWN = 200
@@ -33,6 +33,7 @@ COLUMNS = 10
 FILMED = 50
 FILMED_COLUMNS = 5
 FILM_BYTES = 2**28
+FILM_SIDE = 800
 
 
 def write_samples(
@@ -67,14 +68,19 @@ def write_samples(
     """
     sampler = sampler or energy.sampler or UNTUNED
     folder = Path(output)
+    check(energy, classes, n, seed)
     settings = {
-        "classes": [{str(c): w for c, w in weights(blend).items()} for blend in classes],
+        "classes": [list(weights(blend).items()) for blend in classes],
         "n": n,
         "seed": seed,
         "sampler": asdict(sampler),
         "density": sampler.density,
         "coarse": energy.coarse,
+        "gain": energy.gain,
+        "gauge": energy.gauge,
+        "support": energy.support,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
+        "start": [str(type(energy.start).__name__), *_numbers(energy.start)],
         "weights": _weights(energy),
     }
     with claim(folder):
@@ -122,6 +128,9 @@ class Gallery:
     ) -> None:
         self.folder, self.n, self.steps = folder, n, steps
         self.labels = [_label(blend, names) for blend in classes]
+        folders = [name for _, _, name in self.labels]
+        if len(set(folders)) < len(folders):
+            raise UsageError("sample: the same class or blend is asked for twice. Ask once.")
         self.done = 0
         self._film: list[Tensor] = []
 
@@ -175,7 +184,7 @@ class Gallery:
                     "steps": self.steps,
                     "saturated": round(outside, 6),
                 }
-                if len(index) > 1:
+                if index != {c: 1.0}:
                     line["weights"] = index
                 file.write(json.dumps(line) + "\n")
         self._add_frames(samples)
@@ -190,10 +199,15 @@ class Gallery:
             self._film.append(frames[:, :room].clone())
 
     def finish(self) -> None:
-        """Writes `chains.gif` and `grid.png`, of the first images of the first classes."""
+        """Writes `grid.png`, of the first images of each class, and `chains.gif`.
+
+        The film is of the first chains that this process has drawn itself.
+        """
         if self._film:
             columns = min(self.n, FILMED_COLUMNS)
             frames = [grid(x, columns, width=300) for x in torch.cat(self._film, 1)]
+            for frame in frames:
+                frame.thumbnail((FILM_SIDE, FILM_SIDE))
             write_film(frames, self.folder / "chains.gif")
         with (self.folder / "metadata.jsonl").open(encoding="utf-8") as file:
             names = [json.loads(line)["file_name"] for line in file]
@@ -206,8 +220,11 @@ def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float],
     """Returns the weights, the label and the folder name of what was asked for."""
     index = dict(weights(blend))
     labels = [names[c] if names else str(c) for c in index]
-    name = "+".join(f"{c:05d}" for c in index) + "_" + "-".join(slug(label) for label in labels)
-    return index, " + ".join(labels), name
+    name = "+".join(
+        f"{c:05d}" + ("" if isinstance(blend, int) else f"x{w:g}") for c, w in index.items()
+    )
+    text = "-".join(slug(label) for label in labels)
+    return index, " + ".join(labels), f"{name[:100]}_{text[:100]}"
 
 
 def _read(path: Path) -> Tensor:
@@ -216,6 +233,13 @@ def _read(path: Path) -> Tensor:
     return (
         torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).movedim(2, 0)
     )
+
+
+def _numbers(start: Any) -> list[float]:  # noqa: ANN401 - any start, or none
+    """Returns what makes a start besides its tensors."""
+    named = (getattr(start, name, None) for name in ("contrast", "strength"))
+    inner = getattr(start, "start", None)
+    return [v for v in named if v is not None] + ([] if inner is None else _numbers(inner))
 
 
 def _weights(energy: ClassifierEnergy) -> int:

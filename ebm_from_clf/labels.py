@@ -105,7 +105,8 @@ def find_blend(word: str, names: Sequence[str]) -> int | dict[int, float]:
             raise UsageError(f"{part!r}: a weight is a number, as in zebra:0.7.") from None
         if not math.isfinite(value):
             raise UsageError(f"{part!r}: a weight is a number, as in zebra:0.7.")
-        found[find_class(name if colon else part, names)] = value
+        c = find_class(name if colon else part, names)
+        found[c] = found.get(c, 0.0) + value
     if len({":" in part for part in parts}) == 2:
         raise UsageError(f"{word!r}: give every class a weight, or none.")
     return found

@@ -4,7 +4,18 @@ The image of (class, seed) depends on these two and the model alone: not on the 
 how many there are, or on how they were split into batches.
 """
 
-__all__ = ["UNTUNED", "Blend", "Samples", "draw", "join", "n_steps", "sample", "stream", "weights"]
+__all__ = [
+    "UNTUNED",
+    "Blend",
+    "Samples",
+    "check",
+    "draw",
+    "join",
+    "n_steps",
+    "sample",
+    "stream",
+    "weights",
+]
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,20 +156,16 @@ def stream(
     Raises:
         UsageError: If a class or seed does not exist or n is not positive.
     """
-    targets, leading = _targets(energy, classes, n)
-    if not 0 <= seed <= LARGEST_SEED - n:
-        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
+    check(energy, classes, n, seed)
     sampler = sampler or energy.sampler or UNTUNED
-    seeds = (seed + torch.arange(n)).repeat(len(classes))
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
     done = skip
-    while done < len(seeds):
-        part = slice(done, done + size)
+    while done < len(classes) * n:
+        part = range(done, min(done + size, len(classes) * n))
+        blends, seeds = [classes[i // n] for i in part], [seed + i % n for i in part]
         try:
-            found = _chain(
-                energy, sampler, targets[part], leading[part], seeds[part], frames, progress
-            )
+            found = _chain(energy, sampler, blends, seeds, frames, progress)
         except torch.cuda.OutOfMemoryError:
             # The images do not depend on the split, so smaller batches give the same ones.
             if size == 1:
@@ -169,32 +176,53 @@ def stream(
         yield found
 
 
-def weights(blend: Blend) -> Mapping[int, float]:
+def check(energy: ClassifierEnergy, classes: Sequence[Blend], n: int, seed: int) -> None:
+    """Checks a request for samples.
+
+    Arguments:
+        energy: The energy.
+        classes: The class indices, or weights of several of them.
+        n: The number of images of each.
+        seed: The seed of the first image.
+
+    Raises:
+        UsageError: If a class or seed does not exist or n is not positive.
+    """
+    every = [c for blend in classes for c in weights(blend)]
+    last = (energy.n_classes or max(every, default=0) + 1) - 1
+    empty = not classes or not all(weights(blend) for blend in classes)
+    if n < 1 or empty or not all(0 <= c <= last for c in every):
+        raise UsageError(
+            f"sample: classes are 0 to {last} and n is 1 or more, "
+            f"got classes {list(classes)[:8]} and n {n}."
+        )
+    if energy.n_classes is None and any(isinstance(blend, Mapping) for blend in classes):
+        raise UsageError("sample: to blend classes, the classifier must state `num_classes`.")
+    if not 0 <= seed <= LARGEST_SEED - n:
+        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
+
+
+def weights(blend: Blend) -> dict[int, float]:
     """Returns the weight of each class of a blend.
 
     Arguments:
         blend: A class index, or weights.
     """
-    return {blend: 1.0} if isinstance(blend, int) else blend
+    if isinstance(blend, Mapping):
+        return {int(c): float(w) for c, w in blend.items()}
+    return {int(blend): 1.0}
 
 
-def _targets(energy: ClassifierEnergy, classes: Sequence[Blend], n: int) -> tuple[Tensor, Tensor]:
+def _targets(energy: ClassifierEnergy, blends: Sequence[Blend]) -> tuple[Tensor, Tensor]:
     """Returns what each image is to be, as an index or as weights, and its leading class."""
-    last = (energy.n_classes or max((c for b in classes for c in weights(b)), default=0) + 1) - 1
-    known = all(0 <= c <= last for blend in classes for c in weights(blend))
-    if n < 1 or not classes or not known or not all(weights(blend) for blend in classes):
-        raise UsageError(
-            f"sample: classes are 0 to {last} and n is 1 or more, "
-            f"got classes {list(classes)[:8]} and n {n}."
-        )
-    leading = torch.tensor([max(w, key=w.__getitem__) for w in map(weights, classes)])
-    targets = leading
-    if not all(isinstance(blend, int) for blend in classes):
-        targets = torch.zeros(len(classes), last + 1)
-        for row, blend in zip(targets, classes, strict=True):
-            for c, weight in weights(blend).items():
-                row[c] = weight
-    return targets.repeat_interleave(n, 0), leading.repeat_interleave(n)
+    leading = torch.tensor([max(w, key=w.__getitem__) for w in map(weights, blends)])
+    if not any(isinstance(blend, Mapping) for blend in blends):
+        return leading, leading
+    targets = torch.zeros(len(blends), energy.n_classes or 1)
+    for row, blend in zip(targets, blends, strict=True):
+        for c, weight in weights(blend).items():
+            row[c] = weight
+    return targets, leading
 
 
 def n_steps(energy: ClassifierEnergy, sampler: Langevin) -> int:
@@ -219,18 +247,18 @@ def _stages(energy: ClassifierEnergy, sampler: Langevin) -> list[tuple[Classifie
 def _chain(
     energy: ClassifierEnergy,
     sampler: Langevin,
-    targets: Tensor,
-    leading: Tensor,
-    seeds: Tensor,
+    blends: Sequence[Blend],
+    seeds: Sequence[int],
     frames: int,
     progress: Callable[[int], None] | None,
 ) -> Samples:
     """Runs one batch of chains in about as many pieces as frames are wanted."""
-    noise = generators([int(s) * STRIDE + int(c) for s, c in zip(seeds, leading, strict=True)])
+    targets, leading = _targets(energy, blends)
+    noise = generators([s * STRIDE + int(c) for s, c in zip(seeds, leading, strict=True)])
     start = energy.start or ReferenceStart(energy.reference)
     device = energy.reference.mean.device
     y = targets.to(device)
-    u = energy.reference.encode(start(leading.to(device), generator=noise))
+    u = energy.confine(energy.reference.encode(start(leading.to(device), generator=noise)))
     film = [energy.reference.decode(u).cpu()] if frames else []
     piece = max(1, n_steps(energy, sampler) // (frames or 10))
     for stage, total in _stages(energy, sampler):
@@ -245,4 +273,4 @@ def _chain(
         x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
     kept = torch.stack(film) if film else x.new_empty(0, *x.shape)
     outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
-    return Samples(x.clamp(0, 1), leading, seeds, value, kept.clamp(0, 1), outside)
+    return Samples(x.clamp(0, 1), leading, torch.tensor(seeds), value, kept.clamp(0, 1), outside)

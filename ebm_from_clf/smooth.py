@@ -41,15 +41,21 @@ class View(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns t(x), with shape (B, C, *size); beyond its border x is mirrored."""
-        places = functional.affine_grid(self.where.to(x), list(x.shape), align_corners=False)
-        x = functional.grid_sample(
-            x.clamp(0, 1), places, mode="bilinear", padding_mode="reflection", align_corners=False
-        )
-        if self.noise is not None:
-            x = x + self.noise.to(x)
-        if self.size is None:
-            return x
-        return functional.interpolate(x, self.size, mode="bilinear", antialias=True)
+        # Full precision: rounded places would not be whole pixels.
+        with torch.autocast(x.device.type, enabled=False):
+            places = functional.affine_grid(self.where.to(x), list(x.shape), align_corners=False)
+            x = functional.grid_sample(
+                x.clamp(0, 1),
+                places,
+                mode="bilinear",
+                padding_mode="reflection",
+                align_corners=False,
+            )
+            if self.noise is not None:
+                x = x + self.noise.to(x)
+            if self.size is None:
+                return x
+            return functional.interpolate(x, self.size, mode="bilinear", antialias=True)
 
     def repeat(self, n: int) -> "View":
         """Returns the change of one image for n of them."""

@@ -2,18 +2,18 @@
 
 __all__ = ["Kept", "Support", "confine"]
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .reference import Reference
 
 Support = Literal["unbounded", "reflect", "clamp"]
 
 
-class Kept(NamedTuple):
-    """A region whose pixels stay what they are.
+class Kept(nn.Module):
+    """Creates a region whose pixels stay what they are.
 
     Arguments:
         image: The pixels, with shape (C, H, W).
@@ -22,6 +22,11 @@ class Kept(NamedTuple):
 
     image: Tensor
     mask: Tensor
+
+    def __init__(self, image: Tensor, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("image", image)
+        self.register_buffer("mask", mask)
 
 
 def confine(u: Tensor, reference: Reference, support: Support, kept: Kept | None = None) -> Tensor:

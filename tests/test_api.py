@@ -9,8 +9,8 @@ import ebm_from_clf
 NAMES = {
     "ChainStore", "ClassGaussian", "ClassifierEnergy", "Contrastive", "DataStart", "Diverged",
     "FittedGaussian", "Finetuner", "Langevin", "Objective", "PixelSpace", "Reference",
-    "ReferenceStart", "Settings", "SpectralNoise", "UniformStart", "UsageError", "WhiteNoise",
-    "convert", "evaluate", "finetune", "load", "sample", "save",
+    "ReferenceStart", "Settings", "Smoothing", "SpectralNoise", "UniformStart", "UsageError",
+    "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample", "save",
 }  # fmt: skip
 METHODS = {"energy", "logits", "posterior", "free_energy", "reconstruct"}
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ebm_from_clf import UsageError, data
 from ebm_from_clf.data import Augment, Batches, Images, gather, load_data, loader
-from ebm_from_clf.folder import FORMATS, ImageFolder, read_image
+from ebm_from_clf.folder import FORMATS, ImageFolder, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
 
@@ -235,6 +235,8 @@ def test_a_decompression_bomb_is_refused_by_name(side, tmp_path):
 def test_odd_metadata_do_no_harm_and_say_nothing(tmp_path, recwarn):
     exif = Image.Exif()
     exif[0x0112] = 6
+    Image.new("L", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert image_size(tmp_path / "turned.jpg") == (40, 20)
     picture().save(tmp_path / "a.jpg", exif=exif)
     whole = (tmp_path / "a.jpg").read_bytes()
     place = whole.index(b"Exif\0\0") + 6

@@ -49,7 +49,9 @@ def call(*arguments):
 @pytest.fixture
 def cat(tmp_path):
     Image.fromarray(data.chelsea()).save(tmp_path / "cat.jpg")
-    Image.new("L", (451, 300), 0).save(tmp_path / "mask.png")
+    mask = Image.new("L", (451, 300), 0)
+    mask.paste(255, (0, 0, 200, 300))
+    mask.save(tmp_path / "mask.png")
     Image.new("L", (30, 30), 0).save(tmp_path / "small.png")
     return tmp_path / "cat.jpg"
 
@@ -77,6 +79,12 @@ def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
     lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
     assert [line["label"] for line in lines] == ["zebra", "tabby, cat + zebra"]
     assert lines[0]["steps"] == 4 and lines[1]["weights"] == {"998": 0.5, "999": 0.3}
+    size = (96, 96)
+    photo = to_pixels(Image.fromarray(data.chelsea()), size, 3).float()
+    with Image.open(out / lines[0]["file_name"]) as image:
+        apart = (to_pixels(image, size, 3).float() - photo).abs().mean(0)
+    # White is kept, up to what the JPEG lost; the right half moved.
+    assert apart[:, :20].mean() < 8 < 16 < apart[:, 70:].mean()
     settings = json.loads((out / "settings.json").read_text())
     assert settings["density"].startswith("none") and settings["coarse"] == [0.7, 2]
     status, error = call(*start, "--mask", tmp_path / "small.png", "--output", tmp_path / "x")

@@ -40,6 +40,8 @@ def test_a_masked_region_stays_untouched_and_the_rest_moves():
     found = sample(edit(energy, photograph(), 1.0, mask=mask, sampler=SAMPLER), [1], n=5)
     assert (found - photograph())[:, :, mask].abs().max() < 1e-5
     assert (found - photograph())[:, :, ~mask].abs().mean() > 0.05
+    still = sample(edit(energy, photograph(), 0.01, mask=mask, sampler=SAMPLER), [1])
+    assert (still - photograph())[:, :, mask].abs().max() < 1e-5, "kept without a step, too"
 
 
 def test_the_energy_is_left_as_it_was():
@@ -78,14 +80,21 @@ def test_a_blend_of_linear_scores_has_the_blended_mean():
     expected = 0.7 * weight[0] + 0.3 * weight[2]
     assert ((u.mean(0) - expected) * n**0.5).abs().max() < 5
     assert ((u.mean(0) - weight[0]) * n**0.5).abs().max() > 5, "the mutant: one class alone"
-    one = draw(energy, [{1: 1.0}, 1], 2, sampler=SAMPLER)
-    assert (one.images[:2] - one.images[2:]).abs().max() < 1e-5
+    weighted, plain = (draw(energy, [c], 2, sampler=SAMPLER) for c in ({1: 1.0}, 1))
+    assert (weighted.images - plain.images).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("blend", [{}, {3: 1.0}, {-1: 0.5, 0: 0.5}])
 def test_wrong_blends_are_refused(blend):
     with pytest.raises(UsageError, match="classes are 0 to 2"):
         sample(toys.smooth(), [blend])
+
+
+def test_a_blend_needs_the_number_of_classes():
+    energy = toys.smooth()
+    del energy.classifier.num_classes
+    with pytest.raises(UsageError, match="must state `num_classes`"):
+        sample(energy, [{0: 1.0}])
 
 
 NAMES = ["tabby, tabby cat", "zebra", "crane", "crane", "panda, panda bear", "red panda, panda"]
@@ -106,6 +115,7 @@ def test_blends_are_read():
     assert find_blend("zebra+tabby", NAMES) == {1: 0.5, 0: 0.5}
     assert find_blend("zebra:0.7+0:0.3", NAMES) == {1: 0.7, 0: 0.3}
     assert find_blend("a+b", ["a+b"]) == 0
+    assert find_blend("tabby+tabby cat", NAMES) == {0: 1.0}
     for wrong in ("zebra:x+tabby", "zebra:nan+tabby"):
         with pytest.raises(UsageError, match="a weight is a number"):
             find_blend(wrong, NAMES)

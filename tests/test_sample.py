@@ -7,7 +7,7 @@ import torch
 import toys
 from PIL import Image, ImageChops
 
-from ebm_from_clf import Langevin, UsageError, sample
+from ebm_from_clf import Langevin, UsageError, edit, sample
 from ebm_from_clf.folders import slug
 from ebm_from_clf.gallery import write_samples
 from ebm_from_clf.sample import draw, join
@@ -124,9 +124,48 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
         if file.suffix in (".png", ".jsonl", ".json"):
             other = out / file.relative_to(tmp_path / "whole")
             assert file.read_bytes() == other.read_bytes(), file.name
-    assert (out / "00000+00001_0-1" / "7.png").is_file()
+    assert (out / "00000x0.5+00001x0.5_0-1" / "7.png").is_file()
     with pytest.raises(UsageError, match="all samples are there"):
         write_samples(energy, *ask, out, sampler=SAMPLER, resume=True)
+
+
+def test_a_request_that_differs_in_anything_is_another(tmp_path):
+    def stop(part):
+        raise KeyboardInterrupt
+
+    def ask(energy, classes, place, **options):
+        write_samples(energy, classes, 1, 0, place, sampler=SAMPLER, **options)
+
+    keep, other = (torch.zeros(8, 8, dtype=torch.bool) for _ in range(2))
+    keep[:4], other[4:] = True, True
+    photo = torch.rand(1, 8, 8, generator=toys.seeded())
+    changes = {
+        "gain": (gray(), gray(), [0]),
+        "mask": (edit(gray(), photo, mask=keep), edit(gray(), photo, mask=other), [0]),
+        "strength": (edit(gray(), photo, 0.5), edit(gray(), photo, 0.52), [0]),
+    }
+    changes["gain"][1].gain = 2.0
+    for name, (first, second, classes) in changes.items():
+        with pytest.raises(KeyboardInterrupt):
+            ask(first, classes, tmp_path / name, each=stop)
+        with pytest.raises(UsageError, match="another request"):
+            ask(second, classes, tmp_path / name, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        ask(gray(), [{0: 0.5, 1: 0.5}], tmp_path / "order", each=stop)
+    with pytest.raises(UsageError, match="another request"):
+        ask(gray(), [{1: 0.5, 0: 0.5}], tmp_path / "order", resume=True)
+
+
+def test_a_wrong_request_writes_nothing(tmp_path):
+    energy = gray()
+    energy.class_names = ["a", "b", "c"]
+    for classes in ([5], [{9: 1.0}], [0, 0]):
+        with pytest.raises(UsageError, match="classes are 0 to 2|asked for twice"):
+            write_samples(energy, classes, 1, 0, tmp_path / "out", sampler=SAMPLER)
+        assert list(tmp_path.iterdir()) == []
+    blends = [{0: 0.5, 1: 0.5}, {0: 0.7, 1: 0.3}]
+    write_samples(energy, blends, 2, 0, tmp_path / "out", sampler=SAMPLER)
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 4
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):

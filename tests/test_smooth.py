@@ -139,6 +139,17 @@ def test_the_energy_itself_is_the_same_at_every_call_and_logits_are_not_smoothed
     u = e.reference.encode(x)
     expected = u.flatten(1).square().sum(1) / 2 - 30 * scores[:, 0]
     assert torch.allclose(e.energy(x, y), expected, atol=1e-3)
+    every = torch.stack([-e.energy(x, torch.full((5,), c)) for c in range(3)]).logsumexp(0)
+    assert torch.allclose(e.free_energy(x), -every, atol=1e-3)
+
+
+def test_autocast_leaves_pixels_in_full_precision():
+    x = torch.rand(4, *SHAPE, generator=toys.seeded())
+    view = SHIFT.view(x, toys.seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(view(x), view(x).float())
+        found = view(x)
+    assert torch.equal(found, view(x))
 
 
 def test_each_image_has_its_own_change():

@@ -1,6 +1,6 @@
 """Pictures from an ImageNet classifier as it is, judged by another one.
 
-    python tests/benchmarks/bench_imagenet.py --classes 64 --seeds 2 --rows spectral,white
+    python tests/benchmarks/bench_imagenet.py --classes 64 --seeds 2 --rows spectral white
 
 The judge has no part in the energy. Diversity is the mean distance of two images of a class in the
 judge's features, as a fraction of that between photographs of different things.
@@ -35,16 +35,13 @@ def photographs(size):
 
 
 def energy_of(name, row):
-    energy = convert(name, smoothing=Smoothing() if row == "spectral" else None)
-    energy.classifier.to(memory_format=torch.channels_last)
+    energy = convert(name, smoothing=Smoothing())
     if row == "white":
-        # What classifier-EBMs do: white noise, no smoothing, the same sampler and starts.
-        other = convert(name, smoothing=Smoothing())
+        # What classifier-EBMs do: white noise, the network as it is; sampler and stages the same.
+        still = Smoothing(shift=0, zoom=(1, 1), noise=0)
         mean = torch.full(energy.space.shape, 0.5)
-        energy = convert(
-            energy.classifier, reference=WhiteNoise(mean), smoothing=Smoothing(0, (1, 1), 0, 0)
-        )
-        energy.sampler, energy.coarse = other.sampler, None
+        energy = convert(energy.classifier, reference=WhiteNoise(mean), smoothing=still)
+    energy.classifier.to(memory_format=torch.channels_last)
     return energy
 
 
@@ -69,13 +66,13 @@ def main():
     parser.add_argument("--classes", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--draw", type=int, default=0, help="seed of the choice of classes")
-    parser.add_argument("--rows", default="spectral,white")
+    parser.add_argument("--rows", nargs="+", choices=["spectral", "white"], default=["spectral"])
     parser.add_argument("--grid", help="folder for a picture of each row")
     a = parser.parse_args()
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(a.draw))
     judge = create_classifier(a.judge)
     space = space_of(judge)
-    for row in a.rows.split(","):
+    for row in a.rows:
         energy = energy_of(a.energy, row)
         begin = time.perf_counter()
         found = draw(energy, order[: a.classes].tolist(), a.seeds, seed=0, batch_size=8)
@@ -85,7 +82,7 @@ def main():
         numbers["seconds_for_8"] = seconds / len(found.images) * 8
         print(json.dumps({"energy": a.energy, "reference": row, **numbers}))
         if a.grid:
-            grid(found.images[::2][:32], 8).save(f"{a.grid}/{row}.png")
+            grid(found.images[:: a.seeds][:32], 8).save(f"{a.grid}/{row}.png")
     print(json.dumps({"n": a.classes * a.seeds, "judge": a.judge, **machine()}))
 
 
