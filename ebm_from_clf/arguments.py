@@ -158,7 +158,12 @@ def convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("classifier", help="Any name of timm.")
     parser.add_argument("--output", required=True, help="Folder to write.")
     parser.add_argument("--gauge", type=Gauge, default="raw", help="Common shift of the logits.")
-    parser.add_argument("--gain", type=PositiveFloat, default=1.0, help="Gain on the logits.")
+    parser.add_argument(
+        "--gain",
+        type=PositiveFloat | Literal["auto"],
+        default=1.0,
+        help="Gain on the logits; auto measures one.",
+    )
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ __all__ = ["class_names", "convert", "create_classifier", "space_of"]
 
 from difflib import get_close_matches
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -21,12 +21,11 @@ from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
-from .langevin import Langevin
 from .reference import Reference, SpectralNoise, WhiteNoise
-from .smooth import Coarse, Smoothing
+from .smooth import Smoothing
 from .space import PixelSpace
-from .start import ReferenceStart
 from .support import Support
+from .untrained import auto_gain, prepare
 
 # What timm raises for a name, an option or a file that it cannot use.
 REFUSALS = (
@@ -120,7 +119,7 @@ def convert(
     space: PixelSpace | None = None,
     size: int | tuple[int, int] | None = None,
     gauge: Gauge = "raw",
-    gain: float = 1.0,
+    gain: float | Literal["auto"] = 1.0,
     support: Support = "unbounded",
     smoothing: Smoothing | None = None,
     **kwargs: Any,  # noqa: ANN401
@@ -135,7 +134,7 @@ def convert(
         space: The map from pixels to its input. `None` to read it from its `pretrained_cfg`.
         size: The size of an image, in pixels. `None` for the one in its config.
         gauge: The common shift of the logits; see :class:`ClassifierEnergy`.
-        gain: The gain on the logits.
+        gain: The gain on the logits; `auto` to measure one, see :func:`auto_gain`.
         support: The images that the model lives on.
         smoothing: The changes that scores are averaged over. `None` for none, as for a classifier
             that will be fine-tuned. With `Smoothing()` the energy also gets starts, a coarse
@@ -167,28 +166,17 @@ def convert(
         reference,
         space,
         gauge=gauge,
-        gain=gain,
+        gain=1.0 if gain == "auto" else gain,
         support=support,
         smoothing=smoothing,
     )
     energy.reference.to(device)
     energy.class_names = class_names(classifier)
     if smoothing is not None:
-        energy.start = ReferenceStart(energy.reference, contrast=0.15)
-        energy.sampler = Langevin.ascent()
-        energy.coarse = Coarse() if _takes(energy, Coarse().size) else None
+        prepare(energy)
+    if gain == "auto":
+        energy.gain = auto_gain(energy)
     return energy
-
-
-def _takes(energy: ClassifierEnergy, size: float) -> bool:
-    """Tells whether a classifier looks at smaller images too, or at one size only."""
-    x = energy.reference.mean[None]
-    view = Smoothing(size=size).view(x, torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            return bool(energy.classify(view(x)).isfinite().all())
-    except REFUSALS:
-        return False
 
 
 def class_names(classifier: nn.Module) -> list[str] | None:

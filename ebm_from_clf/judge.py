@@ -20,6 +20,8 @@ from .data import gather
 from .modes import evaluation_mode
 from .space import PixelSpace
 
+PIXELS_AT_ONCE = 1_000_000
+
 
 class Judge:
     """Creates a judge of samples, who has seen the data.
@@ -82,7 +84,7 @@ def features(judge: nn.Module, space: PixelSpace, x: Tensor) -> tuple[Tensor, Te
     found, logits = [], []
     device = space.mean.device
     with torch.no_grad(), evaluation_mode(judge):
-        for part in x.split(250):
+        for part in x.split(max(1, PIXELS_AT_ONCE // (x.shape[2] * x.shape[3]))):
             maps = judge.forward_features(space(part.to(device)))  # type: ignore[operator]
             found.append(judge.forward_head(maps, pre_logits=True).cpu())  # type: ignore[operator]
             logits.append(judge.forward_head(maps).cpu())  # type: ignore[operator]

@@ -10,7 +10,7 @@ FLOORS = [
     ["fitted", "start", "support"],
     ["energy"],
     ["langevin", "chains"],
-    ["contrastive"],
+    ["contrastive", "untrained"],
     ["parts"],
     [
         "demo",

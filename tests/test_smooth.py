@@ -9,6 +9,7 @@ from torch import nn
 from ebm_from_clf import ClassifierEnergy, Langevin, Smoothing, WhiteNoise, sample
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.noise import generators
+from ebm_from_clf.untrained import auto_gain
 
 SHAPE = (2, 6, 8)
 SHIFT = Smoothing(shift=0.17, zoom=(1, 1), rotation=0, noise=0)  # 1 of 6 pixels, 1 of 8
@@ -164,3 +165,20 @@ def test_each_image_has_its_own_change():
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="Smoothing"):
         Smoothing(**wrong)
+
+
+@pytest.mark.parametrize("gain", [1.0, 7.0])
+def test_the_gain_that_is_measured_gives_the_norm_that_is_asked_for(gain):
+    """f linear, weights of norm 1: |B| = gain s everywhere, so the gain is r sqrt(D) / s."""
+    classifier = Linear()
+    with torch.no_grad():
+        classifier.weight.copy_(nn.functional.normalize(classifier.weight, dim=1))
+    reference = WhiteNoise(torch.full(SHAPE, 0.5), 0.1)
+    found = auto_gain(ClassifierEnergy(classifier, reference, gain=gain), norm=3.0)
+    assert found == pytest.approx(3.0 * 96**0.5 / 0.1, rel=1e-4)
+    with pytest.raises(ValueError, match="log_softmax"):
+        auto_gain(ClassifierEnergy(classifier, reference, gauge="log_softmax"))
+    with torch.no_grad():
+        classifier.weight.zero_()
+    with pytest.raises(ValueError, match="gradient is 0"):
+        auto_gain(ClassifierEnergy(classifier, reference))
