@@ -10,12 +10,14 @@ from ebm_from_clf import (
     ClassifierEnergy,
     Langevin,
     PixelSpace,
+    Smoothing,
     SpectralNoise,
     UsageError,
     WhiteNoise,
     convert,
 )
 from ebm_from_clf.convert import create_classifier, space_of
+from ebm_from_clf.sample import draw
 
 # Small ones, and ones whose gradient at random weights is not 0 in float32: a deep network
 # without a residual path (repvgg, convmixer, nasnet, lcnet) shrinks it to nothing until trained.
@@ -267,3 +269,25 @@ def test_what_timm_cannot_create_is_refused_in_one_line(name, options, advice):
         create_classifier(name, pretrained=name.startswith("local-dir"), **options)
     assert "\n" not in str(refusal.value) and ".." not in str(refusal.value)
     assert str(refusal.value).startswith(f"classifier {name!r}: ")
+
+
+# More of them, drawn from as they are: smoothed, and looked at coarsely where they allow it.
+MORE = [
+    *("test_convnext2", "test_convnext3", "test_efficientnet_gn", "test_efficientnet_evos"),
+    *("repghostnet_050", "tinynet_e", "spnasnet_100", "semnasnet_075", "twins_svt_small"),
+    *("starnet_s1", "repvit_m0_9", "mambaout_femto", "cs3darknet_s", "inception_next_atto"),
+    *("hardcorenas_a", "mobilenetv1_100", "shvit_s1", "swiftformer_xs"),
+]
+ONE_SIZE = ["test_vit3", "visformer_tiny", "coat_lite_tiny", "cait_xxs24_224"]
+
+
+@pytest.mark.parametrize("name", [*MORE, *ONE_SIZE])
+def test_pictures_are_drawn_from_any_family(name):
+    classifier, size = create(name, **({"img_size": 64} if name in ONE_SIZE else {}))
+    energy = convert(classifier, size=size, smoothing=Smoothing())
+    assert (energy.coarse is None) == (name in ONE_SIZE)
+    if energy.coarse is not None:
+        energy.coarse = energy.coarse._replace(n_steps=1)
+    start = draw(energy, [1], 2, sampler=Langevin.ascent(0)).images
+    images = draw(energy, [1], 2, sampler=Langevin.ascent(2)).images
+    assert images.isfinite().all() and (images - start).abs().amax((1, 2, 3)).min() > 1e-3
