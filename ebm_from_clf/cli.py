@@ -113,7 +113,7 @@ def _open(name: str) -> ClassifierEnergy:
         return load(name).to(device)
     energy = convert(_timm_name(name), smoothing=Smoothing()).to(device)
     if all(p.ndim <= 4 for p in energy.classifier.parameters()):
-        # Convolutions are faster so, on the CPU too; the numbers are the same.
+        # Convolutions are faster so, on the CPU too; the numbers are the same up to rounding.
         energy.classifier.to(memory_format=torch.channels_last)
     return energy
 

@@ -8,6 +8,7 @@ __all__ = ["by_name", "check_labels", "find_blend", "find_class", "fingerprint"]
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -142,8 +143,8 @@ def by_name(dataset: Dataset, names: Sequence[str] | None) -> None:
     numbers = [str(i) for i in range(len(found))]
     if not names or found == list(names) or (found == numbers and len(found) <= len(names)):
         return
-    known = {name: i for i, name in enumerate(names)}
-    missing = [name for name in found if list(names).count(name) != 1]
+    known, count = {name: i for i, name in enumerate(names)}, Counter(names)
+    missing = [name for name in found if count[name] != 1]
     if missing and (len(missing) < len(found) or len(found) != len(names)):
         raise UsageError(
             f"the data have a class {missing[0]!r} that the classifier has not; it knows "

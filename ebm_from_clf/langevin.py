@@ -83,8 +83,8 @@ class Langevin:
     def ascent(cls, n_steps: int = 60) -> "Langevin":
         """Returns a sampler for classifiers that were never trained to generate.
 
-        Each step goes as far, whatever the norm of the gradient, so that one setting fits all
-        networks. There is no noise and no density: images are examples, not draws of p.
+        Each step goes as far, whatever the norm of the gradient, so that nothing depends on the
+        scale of the logits. There is no noise and no density: images are examples, not draws of p.
 
         Arguments:
             n_steps: Number of steps.
