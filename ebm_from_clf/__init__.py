@@ -19,12 +19,12 @@ from .finetune import finetune as finetune
 from .fitted import FittedGaussian as FittedGaussian
 from .langevin import Langevin as Langevin
 from .reference import Reference as Reference
-from .reference import SpectralNoise as SpectralNoise
 from .reference import WhiteNoise as WhiteNoise
 from .sample import sample as sample
 from .settings import Settings as Settings
 from .smooth import Smoothing as Smoothing
 from .space import PixelSpace as PixelSpace
+from .spectral import SpectralNoise as SpectralNoise
 from .start import ClassGaussian as ClassGaussian
 from .start import DataStart as DataStart
 from .start import ReferenceStart as ReferenceStart

@@ -164,6 +164,21 @@ def convert_arguments(parser: ArgumentParser) -> None:
         default=1.0,
         help="Gain on the logits; auto measures one.",
     )
+    parser.add_argument(
+        "--smoothing",
+        type=bool,
+        default=False,
+        help="Average scores over small changes, for pictures without training.",
+    )
+    _reference_argument(parser)
+
+
+def _reference_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        help="A folder of images without labels whose spectrum and colours the reference gets.",
+    )
 
 
 def finetune_arguments(parser: ArgumentParser) -> None:
@@ -189,11 +204,12 @@ def sample_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=PositiveInt | None, help="Langevin steps, after coarse ones."
     )
+    _reference_argument(parser)
     parser.add_argument("--start", type=str | None, help="A photograph to begin at.")
     parser.add_argument(
         "--strength",
         type=ClosedUnitInterval | None,
-        help="How much of it may change, 0 to 1; 0.6, or 1 with a mask, if absent.",
+        help="How much of it may change, 0 to 1; 0.4, or 1 with a mask, if absent.",
     )
     parser.add_argument("--mask", type=str | None, help="An image, white where it is kept.")
     parser.add_argument(

@@ -26,9 +26,10 @@ from .errors import UsageError
 from .fitted import FittedGaussian
 from .folders import publish
 from .langevin import Langevin
-from .reference import Reference, SpectralNoise, WhiteNoise
+from .reference import Reference, WhiteNoise
 from .smooth import Coarse, Smoothing
 from .space import PixelSpace
+from .spectral import SpectralNoise
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
 REFERENCES = {c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian)}
@@ -75,7 +76,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "std": energy.space.std.flatten().tolist(),
         "size": list(energy.space.size),
         "start": start,
-        "contrast": getattr(energy.start, "contrast", 1.0),
+        "contrast": float(getattr(energy.start, "contrast", 1.0)),
         "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),

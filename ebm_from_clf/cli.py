@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -32,24 +31,20 @@ from .arguments import (
     sample_arguments,
     stop,
 )
-from .checkpoint import load, save
-from .convert import convert, create_classifier, space_of
+from .checkpoint import save
+from .convert import create_classifier, space_of
 from .data import load_data
 from .doctor import examine
-from .edit import edit
-from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import evaluate
-from .folder import image_size, read_image
 from .folders import publish, write_json
 from .gallery import write_samples
-from .labels import by_name, find_blend, find_class
-from .langevin import Langevin
+from .labels import by_name
+from .named import find_classes, open_classifier, open_energy, open_photograph, timm_name
 from .quickstart import quickstart
 from .run import finetune_recipe, machine
-from .sample import UNTUNED, Blend, n_steps
+from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
-from .space import dequantize
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -105,24 +100,6 @@ def _progress(title: str, total: int) -> Callable[[int], None]:
     return advance
 
 
-def _open(name: str) -> ClassifierEnergy:
-    """Opens a saved energy, or converts a classifier on the fly; on the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = Path(name) / "config.json"
-    if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
-        return load(name).to(device)
-    energy = convert(_timm_name(name), smoothing=Smoothing()).to(device)
-    if all(p.ndim <= 4 for p in energy.classifier.parameters()):
-        # Convolutions are faster so, on the CPU too; the numbers are the same up to rounding.
-        energy.classifier.to(memory_format=torch.channels_last)
-    return energy
-
-
-def _timm_name(name: str) -> str:
-    """Returns what timm calls a classifier: a folder it wrote has a prefix."""
-    return f"local-dir:{name}" if (Path(name) / "config.json").is_file() else name
-
-
 def _quickstart(a: Namespace) -> None:
     """Trains, converts, fine-tunes, samples and evaluates on MNIST-5k."""
     numbers = quickstart(
@@ -140,7 +117,7 @@ def _quickstart(a: Namespace) -> None:
 
 def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
-    classifier = create_classifier(_timm_name(a.classifier), pretrained=a.pretrained)
+    classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
     if a.json:
         print(json.dumps(result.as_dict(), indent=2))
@@ -161,7 +138,11 @@ def _doctor(a: Namespace) -> None:
 
 def _convert(a: Namespace) -> None:
     """Converts a classifier to an energy and saves it as a folder that timm can read."""
-    save(convert(_timm_name(a.classifier), gauge=a.gauge, gain=a.gain), a.output)
+    smoothing = Smoothing() if a.smoothing else None
+    energy = open_classifier(
+        a.classifier, a.reference, gauge=a.gauge, gain=a.gain, smoothing=smoothing
+    )
+    save(energy, a.output)
     numbers = {"classifier": a.classifier, "machine": machine()}
     write_json(Path(a.output) / "metrics.json", numbers)
     print(f"wrote {a.output}")
@@ -177,23 +158,23 @@ def _finetune(a: Namespace) -> None:
 
 def _sample(a: Namespace) -> None:
     """Draws images of classes into a folder, from nothing or from a photograph."""
-    energy = _open(a.model)
-    classes = _classes(a.classes, energy)
+    energy = open_energy(a.model, a.reference)
+    classes = find_classes(a.classes, energy)
     sampler = energy.sampler or UNTUNED
     if a.steps is not None:
         sampler = replace(sampler, n_steps=a.steps)
     if a.start is None and (a.mask is not None or a.strength is not None):
         raise UsageError("--mask and --strength need a photograph: give --start FILE.")
     if a.start is not None:
-        energy = _edited(energy, a, sampler)
+        energy = open_photograph(energy, a.start, a.strength, a.mask, sampler)
         sampler = energy.sampler
     if sampler.tilt_norm is not None:
         print("never trained to generate: these are examples of what it looks for, not draws of p")
     elif energy.sampler is None:
         print(
-            "never trained to generate: these are draws of q, faintly tilted. For pictures, give"
+            "never trained to generate: these are draws of q, faintly tilted. For pictures, give "
+            "the name of the classifier, or convert it with --smoothing true."
         )
-        print("the name of the classifier, not a folder of `convert`.")
     write_samples(
         energy,
         classes,
@@ -207,27 +188,10 @@ def _sample(a: Namespace) -> None:
     print(f"wrote {a.output}; look at {Path(a.output) / 'grid.png'}")
 
 
-def _edited(energy: ClassifierEnergy, a: Namespace, sampler: Langevin) -> ClassifierEnergy:
-    """Returns the energy of changes of a photograph."""
-    channels, size = energy.space.shape[0], energy.space.size
-    image = dequantize(read_image(a.start, size, channels))
-    mask = None
-    if a.mask is not None:
-        sizes = image_size(a.start), image_size(a.mask)
-        if sizes[0] != sizes[1]:
-            raise UsageError(
-                f"{a.mask}: the mask is {sizes[1][1]}x{sizes[1][0]}, the photograph "
-                f"{sizes[0][1]}x{sizes[0][0]}. Give a mask of its size, white where it is kept."
-            )
-        mask = read_image(a.mask, size, 1)[0] > 127
-    strength = a.strength if a.strength is not None else (0.6 if mask is None else 1.0)
-    return edit(energy, image, strength, mask=mask, sampler=sampler)
-
-
 def _evaluate(a: Namespace) -> None:
     """Measures accuracy and calibration on held-out data."""
     with publish(a.output) as folder:
-        energy = _open(a.model)
+        energy = open_energy(a.model)
         channels, *size = energy.space.shape
         data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
         by_name(data, energy.class_names)
@@ -235,17 +199,6 @@ def _evaluate(a: Namespace) -> None:
         write_json(folder / "metrics.json", numbers | {"machine": machine()})
     print(json.dumps(numbers))
     print(f"wrote {a.output}")
-
-
-def _classes(text: str, energy: ClassifierEnergy) -> list[Blend]:
-    """Reads class indices, class names, blends of them, or `all`."""
-    names = energy.class_names or []
-    if text == "all":
-        return list(range(energy.n_classes or len(names)))
-    if text in names:
-        return [find_class(text, names)]
-    found = [find_blend(word, names) for word in text.split(",")]
-    return [blend for i, blend in enumerate(found) if blend not in found[:i]]
 
 
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {

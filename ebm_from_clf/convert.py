@@ -21,9 +21,10 @@ from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
-from .reference import Reference, SpectralNoise, WhiteNoise
+from .reference import Reference, WhiteNoise
 from .smooth import Smoothing
 from .space import PixelSpace
+from .spectral import SpectralNoise
 from .support import Support
 from .untrained import auto_gain, prepare
 

@@ -34,11 +34,13 @@ class PhotoStart(Start):
     """
 
     image: Tensor
+    strength: Tensor
 
     def __init__(self, image: Tensor, start: Start, strength: float) -> None:
         super().__init__()
-        self.start, self.strength = start, strength
+        self.start = start
         self.register_buffer("image", image)
+        self.register_buffer("strength", torch.tensor(float(strength)))
 
     def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
         """Draws starts; see :class:`Start`."""
@@ -49,7 +51,7 @@ class PhotoStart(Start):
 def edit(
     energy: ClassifierEnergy,
     image: Tensor,
-    strength: float = 0.6,
+    strength: float = 0.4,
     *,
     mask: Tensor | None = None,
     sampler: Langevin | None = None,

@@ -4,10 +4,11 @@ Only formats on a list are opened, a decompression bomb is an error, and a broke
 with what to do about it. A path never becomes code and a label never becomes a path.
 """
 
-__all__ = ["ImageFolder", "image_size", "read_image", "to_pixels"]
+__all__ = ["ImageFolder", "image_size", "read_image", "to_pixels", "unlabelled"]
 
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .parts import held_out
 from .space import dequantize
 
 ORIENTATION = 0x0112  # of EXIF; from 5 on the sides are swapped
+AT_ONCE = 64
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -84,6 +86,35 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise UsageError(f"{path}: not a readable image ({', '.join(FORMATS)}).") from error
 
 
+def unlabelled(root: str | Path, size: tuple[int, int], channels: int) -> Iterator[Tensor]:
+    """Reads all images in a folder and in those inside it, some at a time.
+
+    Arguments:
+        root: The folder.
+        size: The height and width that images are brought to.
+        channels: The number of channels, 1 or 3.
+
+    Returns:
+        Batches of images in [0, 1], with shape (N, C, H, W).
+
+    Raises:
+        UsageError: If there is no such folder, nothing in it, or a file is no image.
+    """
+    if not Path(root).is_dir():
+        raise UsageError(f"{root}: no such folder. Give a folder of images.")
+    found = _files(Path(root))
+    if not found:
+        raise UsageError(f"{root}: no images inside.")
+    for i in range(0, len(found), AT_ONCE):
+        part = [read_image(file, size, channels) for file in found[i : i + AT_ONCE]]
+        yield dequantize(torch.stack(part))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Returns the files in a folder and those inside it, in order, without hidden ones."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
 def to_pixels(image: Image.Image | Tensor, size: tuple[int, int], channels: int = 1) -> Tensor:
     """Brings an image to a size: the shorter side is resized, the middle kept.
 
@@ -139,9 +170,7 @@ class ImageFolder(Dataset):
         self.files: list[Path] = []
         self.labels: list[int] = []
         for label, folder in enumerate(folders):
-            found = sorted(
-                p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")
-            )
+            found = _files(folder)
             if not found:
                 raise UsageError(f"{folder}: class without an image. Add some or remove it.")
             self.files += found

@@ -80,7 +80,7 @@ def write_samples(
         "gauge": energy.gauge,
         "support": energy.support,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
-        "start": [str(type(energy.start).__name__), *_numbers(energy.start)],
+        "start": type(energy.start).__name__,
         "weights": _weights(energy),
     }
     with claim(folder):
@@ -166,9 +166,9 @@ class Gallery:
         Arguments:
             samples: The samples that come next.
         """
-        values = (v.tolist() for v in (*samples[1:4], samples.saturated))
+        values = (v.tolist() for v in (*samples[1:4], samples.saturated, samples.heat))
         with (self.folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
-            for i, (image, c, s, value, outside) in enumerate(
+            for i, (image, c, s, value, outside, heat) in enumerate(
                 zip(samples.images, *values, strict=True), self.done
             ):
                 index, label, name = self.labels[i // self.n]
@@ -184,6 +184,8 @@ class Gallery:
                     "steps": self.steps,
                     "saturated": round(outside, 6),
                 }
+                if heat:
+                    line["heat"] = round(heat, 6)
                 if index != {c: 1.0}:
                     line["weights"] = index
                 file.write(json.dumps(line) + "\n")
@@ -233,13 +235,6 @@ def _read(path: Path) -> Tensor:
     return (
         torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).movedim(2, 0)
     )
-
-
-def _numbers(start: Any) -> list[float]:  # noqa: ANN401 - any start, or none
-    """Returns what makes a start besides its tensors."""
-    named = (getattr(start, name, None) for name in ("contrast", "strength"))
-    inner = getattr(start, "start", None)
-    return [v for v in named if v is not None] + ([] if inner is None else _numbers(inner))
 
 
 def _weights(energy: ClassifierEnergy) -> int:

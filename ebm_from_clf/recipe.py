@@ -20,9 +20,10 @@ from .data import gather, load_data
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .fitted import FittedGaussian
-from .reference import Reference, SpectralNoise, WhiteNoise
+from .reference import Reference, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace
+from .spectral import SpectralNoise
 from .support import Support
 
 ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]

@@ -14,7 +14,7 @@ noise, a 1/f field and a Gaussian fitted to a data set are the cases where some 
 trivial. In :math:`u` the model has unit reference variance, whatever q is.
 """
 
-__all__ = ["Reference", "SpectralNoise", "WhiteNoise", "natural_color"]
+__all__ = ["Reference", "WhiteNoise"]
 
 import inspect
 import math
@@ -24,21 +24,11 @@ from torch import Tensor, nn
 
 from .noise import Randomness, normal
 
-# Correlation of the R, G and B values of a pixel in natural photographs, rounded. It is that of
-# the colour directions that feature-visualisation work decorrelates ImageNet pixels with
-# (Olah, Mordvintsev and Schubert, Feature Visualization, Distill 2017).
-NATURAL_COLOR = ((1.0, 0.91, 0.79), (0.91, 1.0, 0.91), (0.79, 0.91, 1.0))
-
-
-def natural_color() -> Tensor:
-    """Returns the correlation of colour channels in natural photographs, with shape (3, 3)."""
-    return torch.tensor(NATURAL_COLOR)
-
 
 class Reference(nn.Module):
     r"""Creates a Gaussian :math:`q = \mathcal{N}(\mu, A A^\top)` over images.
 
-    Use one of :class:`WhiteNoise`, :class:`SpectralNoise` and :class:`FittedGaussian`.
+    Use one of :class:`WhiteNoise`, `SpectralNoise` and `FittedGaussian`.
 
     Arguments:
         mean: The mean image :math:`\mu`, pixels in [0, 1], with shape (C, H, W).
@@ -182,62 +172,3 @@ class WhiteNoise(Reference):
 
     def __init__(self, mean: Tensor, scale: Tensor | float = 0.25) -> None:
         super().__init__(mean, scale)
-
-
-class SpectralNoise(Reference):
-    r"""Creates a stationary field with a power spectrum :math:`1/f^\alpha`.
-
-    .. math:: a(k)^2 \propto (k_0^2 + |k|^2)^{-\alpha/2}, \qquad k_0 = 1 / \max(H, W)
-
-    with k in cycles per pixel, normalised to a mean power of 1, so that every pixel has the
-    covariance :math:`s^2 L L^\top`. Of all densities with this spectrum it has maximum entropy.
-    The field is periodic at the border. Photographs have :math:`\alpha \approx 2`.
-
-    References:
-        | Relations between the statistics of natural images and the response properties of
-        | cortical cells (Field, 1987), J. Opt. Soc. Am. A 4
-
-    Arguments:
-        mean: The mean image :math:`\mu`, pixels in [0, 1], with shape (C, H, W).
-        scale: The standard deviation s of a pixel.
-        alpha: The exponent of the power spectrum (twice that of the amplitude).
-        color: The correlation :math:`L L^\top` of the channels, with shape (C, C). `None` for
-            that of natural photographs if C is 3, for independent channels otherwise.
-
-    Raises:
-        ValueError: If `scale` is not positive or `color` not positive definite.
-    """
-
-    def __init__(
-        self,
-        mean: Tensor,
-        scale: Tensor | float = 0.25,
-        alpha: Tensor | float = 2.0,
-        color: Tensor | None = None,
-    ) -> None:
-        if color is None and mean.shape[0] == 3:
-            color = natural_color()
-        exponent = torch.as_tensor(float(alpha), dtype=torch.float32)
-        super().__init__(mean, scale, power_law(mean.shape[-2:], float(exponent)), color)
-        self.register_buffer("alpha", exponent)
-        self.register_buffer("color", None if color is None else color.detach().clone().float())
-
-    alpha: Tensor
-    color: Tensor | None
-
-
-def power_law(size: tuple[int, int] | torch.Size, alpha: float) -> Tensor:
-    r"""Returns the amplitude a(k) of a :math:`1/f^\alpha` field of unit variance.
-
-    Arguments:
-        size: The height and width (H, W), in pixels.
-        alpha: The exponent of the power spectrum.
-
-    Returns:
-        The amplitude in the order of :func:`torch.fft.fft2`, float64, with shape (H, W).
-    """
-    height, width = size
-    ky = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-    kx = torch.fft.fftfreq(width, dtype=torch.float64)[None, :]
-    power = (1 / max(height, width) ** 2 + ky.square() + kx.square()) ** (-alpha / 2)
-    return (power / power.mean()).sqrt()

@@ -50,6 +50,8 @@ class Samples(NamedTuple):
         energies: Their energies, in nats, with shape (N).
         frames: The images along the way, with shape (F, N, C, H, W); the first are the starts.
         saturated: The fraction of pixel values clipped to 0 or 1, with shape (N).
+        heat: What the randomness of a smoothed score adds to the temperature at the end, with
+            shape (N); see :meth:`Langevin.heat`.
     """
 
     images: Tensor
@@ -58,6 +60,7 @@ class Samples(NamedTuple):
     energies: Tensor
     frames: Tensor
     saturated: Tensor
+    heat: Tensor
 
 
 def sample(
@@ -124,7 +127,7 @@ def join(parts: Sequence[Samples]) -> Samples:
     """
     columns = list(zip(*parts, strict=True))
     # The frames lie along the first axis, the images along the second.
-    axes = (0, 0, 0, 0, 1, 0)
+    axes = (0, 0, 0, 0, 1, 0, 0)
     return Samples(*(torch.cat(c, axis) for c, axis in zip(columns, axes, strict=True)))
 
 
@@ -271,6 +274,10 @@ def _chain(
                 progress(steps * len(y))
     with torch.no_grad():
         x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
+    heat = torch.zeros(len(y))
+    if energy.smoothing is not None:
+        heat = sampler.heat(energy, u, y, generator=noise).cpu()
     kept = torch.stack(film) if film else x.new_empty(0, *x.shape)
     outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
-    return Samples(x.clamp(0, 1), leading, torch.tensor(seeds), value, kept.clamp(0, 1), outside)
+    x, kept = x.clamp(0, 1), kept.clamp(0, 1)
+    return Samples(x, leading, torch.tensor(seeds), value, kept, outside, heat)

@@ -46,7 +46,9 @@ class ReferenceStart(Start):
         if not contrast >= 0:
             raise ValueError(f"ReferenceStart: `contrast` must be 0 or more, got {contrast}.")
         self.reference = reference
-        self.contrast = float(contrast)
+        self.register_buffer("contrast", torch.tensor(float(contrast)))
+
+    contrast: Tensor
 
     def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
         """Draws images from q; see :class:`Start`."""

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "modes", "noise"],
     ["reference", "smooth", "space"],
-    ["fitted", "start", "support"],
+    ["fitted", "spectral", "start", "support"],
     ["energy"],
     ["langevin", "chains"],
     ["contrastive", "untrained"],
@@ -27,7 +27,7 @@ FLOORS = [
     ["data", "convert"],
     ["classify", "checkpoint", "evaluate", "judge", "sample", "settings"],
     ["descent", "edit", "gallery"],
-    ["finetune"],
+    ["finetune", "named"],
     ["recipe", "report"],
     ["run"],
     ["quickstart"],

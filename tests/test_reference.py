@@ -8,7 +8,7 @@ import torch
 import toys
 
 from ebm_from_clf import FittedGaussian, SpectralNoise, WhiteNoise
-from ebm_from_clf.reference import power_law
+from ebm_from_clf.spectral import power_law
 
 MEMBERS = {
     "white": lambda s: WhiteNoise(torch.rand(s, generator=toys.seeded()), 0.3),
