@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "modes", "noise"],
-    ["reference", "smooth", "space"],
+    ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy"],
     ["langevin", "chains"],

@@ -1,0 +1,114 @@
+"""Networks without their BatchNorms compute the same; those that cannot lose them keep them."""
+
+import importlib
+
+import timm
+import torch
+import toys
+from torch import nn
+
+from ebm_from_clf import convert
+from ebm_from_clf.fold import folded
+from ebm_from_clf.sample import draw
+
+
+def norms(network):
+    return sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+def randomised(network):
+    """Norms of a new network are nearly the identity, which any fold would pass."""
+    generator = toys.seeded(2)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.3, 0.3),
+                (module.running_mean, -0.3, 0.3),
+                (module.running_var, 0.3, 2.0),
+            ):
+                value.data = low + (high - low) * torch.rand(value.shape, generator=generator)
+    return network.eval()
+
+
+def same(network, other, x):
+    with torch.no_grad():
+        expected = network(x)
+        return bool((other(x) - expected).abs().max() < 1e-4 * expected.abs().max())
+
+
+def test_resnets_and_efficientnets_lose_every_norm_and_compute_the_same():
+    for name in ("test_resnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100"):
+        network = randomised(timm.create_model(name, num_classes=5))
+        x = torch.randn(2, 3, 64, 64, generator=toys.seeded())
+        before = {k: v.clone() for k, v in network.state_dict().items()}
+        found = folded(network, x[:1])
+        assert norms(network) > 0 and norms(found) == 0 and same(network, found, x)
+        assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+        a, b = (
+            torch.autograd.grad(f(z)[:, 0].sum(), z)[0]
+            for f, z in (
+                (network, x.clone().requires_grad_()),
+                (found, x.clone().requires_grad_()),
+            )
+        )
+        assert (a - b).abs().max() < 1e-3 * a.abs().max()
+
+
+class Odd(nn.Module):
+    """A norm after a convolution whose output, or whose weights, also go elsewhere."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.second = nn.Conv2d(4, 4, 3)
+        self.other = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+        self.num_classes = 5
+
+    def forward(self, x):
+        z = self.first(x)
+        y = self.norm(z).relu()
+        if self.kind == "output used twice":
+            y = y + z
+        elif self.kind == "norm used twice":
+            y = self.norm(y + 1)
+        elif self.kind == "convolution used twice":
+            y = y + self.other(self.first(x.flip(3)))
+        elif self.kind == "looks into its norm":
+            y = y * self.norm.weight.view(-1, 1, 1)
+        return self.head(self.other(self.second(y)).mean((2, 3)))
+
+
+def test_what_is_not_one_linear_map_is_left_alone():
+    x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
+    kept = {
+        "plain": 0,
+        "output used twice": 2,
+        "norm used twice": 2,
+        "convolution used twice": 2,
+        "looks into its norm": 2,
+    }
+    for kind, count in kept.items():
+        network = randomised(Odd(kind))
+        found = folded(network, x[:1])
+        assert (norms(found), same(network, found, x)) == (count, True), kind
+
+
+def test_weights_that_are_computed_are_left_alone():
+    network = randomised(Odd("plain"))
+    network.first = nn.utils.parametrizations.weight_norm(network.first)
+    x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
+    assert same(network, folded(network, x), x)
+
+
+def test_samples_are_those_of_the_network_itself(monkeypatch):
+    network = randomised(timm.create_model("test_resnet", num_classes=5))
+    energy = convert(network, size=64, gain=30.0)
+    found = draw(energy, [0, 3], 2)
+    assert energy.classifier is network and norms(network) > 0
+    module = importlib.import_module("ebm_from_clf.sample")
+    monkeypatch.setattr(module, "folded", lambda network, x: network)
+    expected = draw(energy, [0, 3], 2)
+    assert (found.images - expected.images).abs().max() < 1e-3
