@@ -37,7 +37,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MATHEMATICS = {name for names in FLOORS[:6] for name in names}
-STANDARD = {"inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
+STANDARD = {"copy", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 
 def imports(path):
