@@ -32,7 +32,7 @@ from .arguments import (
     stop,
 )
 from .checkpoint import save
-from .convert import create_classifier, space_of
+from .convert import convert, create_classifier, space_of
 from .data import load_data
 from .doctor import examine
 from .errors import Diverged, UsageError
@@ -45,6 +45,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
+from .untrained import NORM
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -119,8 +120,11 @@ def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
     classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
+    gain = None
+    if result.ok:
+        gain = convert(classifier, size=a.size, gain="auto", smoothing=Smoothing()).gain
     if a.json:
-        print(json.dumps(result.as_dict(), indent=2))
+        print(json.dumps(result.as_dict() | {"gain": gain}, indent=2))
     else:
         shape = "x".join(map(str, result.shape))
         print(f"{result.classifier}: {result.parameters / 1e6:.1f} M parameters, images {shape}")
@@ -131,6 +135,11 @@ def _doctor(a: Namespace) -> None:
             print(
                 f"  a step of {result.batch} images takes {result.step_ms:.0f} ms on "
                 f"{result.device}, {ratio:.1f} times a forward pass"
+            )
+        if gain is not None:
+            print(
+                f"  at gain 1 the norm of the tilt B is {NORM / gain:.2g} of that of noise; "
+                f"--gain auto takes {gain:.3g}"
             )
     if not result.ok:
         raise UsageError(result.refusal)

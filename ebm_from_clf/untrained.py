@@ -10,7 +10,7 @@ at which the tilt B of chains at their starts has the norm r per square root of 
 :math:`B_1` being that of gain 1. That is a density like any other.
 """
 
-__all__ = ["auto_gain", "prepare"]
+__all__ = ["NORM", "auto_gain", "prepare"]
 
 import math
 
@@ -23,6 +23,7 @@ from .smooth import Coarse, Smoothing
 from .start import ReferenceStart
 
 CONTRAST = 0.15
+NORM = 5.0
 
 
 def prepare(energy: ClassifierEnergy) -> None:
@@ -36,7 +37,7 @@ def prepare(energy: ClassifierEnergy) -> None:
     energy.coarse = Coarse() if _takes(energy, Coarse().size) else None
 
 
-def auto_gain(energy: ClassifierEnergy, norm: float = 5.0, n: int = 8) -> float:
+def auto_gain(energy: ClassifierEnergy, norm: float = NORM, n: int = 8) -> float:
     """Returns the gain at which the tilt has a given norm where chains start.
 
     Arguments:

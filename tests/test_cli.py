@@ -419,13 +419,13 @@ def test_the_doctor_prints_json():
     found = json.loads(out)
     assert found["ok"] is True and found["shape"] == [3, 64, 64]
     assert [finding["ok"] for finding in found["findings"]] == [True] * 5
-    assert found["step_ms"] > found["forward_ms"] > 0
+    assert found["step_ms"] > found["forward_ms"] > 0 and found["gain"] > 0
 
 
 def test_the_doctor_prints_lines_for_people():
     status, out, _ = call("doctor", "test_resnet", "--pretrained=false", "--size=64")
     assert status == 0
-    assert "images 3x64x64" in out and "a step of" in out
+    assert "images 3x64x64" in out and "a step of" in out and "--gain auto takes" in out
     assert out.count("\n  ok ") == 5
 
 
@@ -433,7 +433,7 @@ def test_the_doctor_says_why_a_classifier_cannot_be_converted():
     arguments = ["doctor", "vit_tiny_patch16_224", "--pretrained=false", "--size=64"]
     refused("Give size=224", *arguments)
     _, out, _ = call(*arguments, "--json")
-    assert json.loads(out)["ok"] is False
+    assert json.loads(out)["ok"] is False and json.loads(out)["gain"] is None
     _, out, _ = call(*arguments)
     assert out.count("\n  NO ") == 1
 

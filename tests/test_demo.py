@@ -5,11 +5,12 @@ import io
 import json
 
 import pytest
+import timm
 import torch
 from PIL import Image
 from skimage import data
 
-from ebm_from_clf import UsageError, convert
+from ebm_from_clf import Langevin, Smoothing, SpectralNoise, UsageError, convert, load
 from ebm_from_clf.cli import main
 from ebm_from_clf.convert import class_names, create_classifier
 from ebm_from_clf.folder import to_pixels
@@ -94,3 +95,40 @@ def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
     status, error = call(*start[:-1], tmp_path / "no.jpg", "--output", tmp_path / "x")
     assert status == 2 and "no.jpg: not a readable image" in error
     assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_images_gives_the_reference_its_spectrum_and_colours(quick, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "inside").mkdir(parents=True)
+    for name, image in {"a.png": data.coffee(), "inside/b.jpg": data.chelsea()}.items():
+        Image.fromarray(image).save(photos / name)
+    named = [tmp_path / "clf", "--reference", photos]
+    out, empty = tmp_path / "model", tmp_path / "empty"
+    empty.mkdir()
+    classifier = timm.create_model("test_resnet", num_classes=4)
+    timm.models.save_for_hf(classifier, str(tmp_path / "clf"), safe_serialization=True)
+    assert call("convert", *named, "--smoothing", "true", "--output", out) == (0, "")
+    energy = load(out)
+    size = energy.space.size
+    images = [
+        to_pixels(Image.fromarray(a), size, 3) / 255 for a in (data.coffee(), data.chelsea())
+    ]
+    expected = SpectralNoise.fit(torch.stack(images))
+    assert abs(float(energy.reference.alpha) - float(expected.alpha)) < 0.1
+    assert (energy.reference.color - expected.color).abs().max() < 0.01
+    assert energy.smoothing == Smoothing() and energy.sampler == Langevin.ascent()
+    drawn = ["--classes", "1", "--n", "1", "--steps", "1", "--output", tmp_path / "x"]
+    assert call("sample", *named, *drawn) == (0, "")
+    lines = (tmp_path / "x" / "metadata.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["heat"] > 0
+    refusals = {
+        "no such folder": ["sample", tmp_path / "clf", "--reference", tmp_path / "none"],
+        "no images inside": ["sample", tmp_path / "clf", "--reference", empty],
+        "not a readable image": ["sample", tmp_path / "clf", "--reference", tmp_path / "clf"],
+        "at least two images": ["sample", tmp_path / "clf", "--reference", photos / "inside"],
+        "has its reference already": ["sample", out, "--reference", photos],
+    }
+    for message, arguments in refusals.items():
+        status, error = call(*arguments, "--classes", "1", "--output", tmp_path / "y")
+        assert status == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "y").exists()
