@@ -145,6 +145,16 @@ class ChainStore(nn.Module):
         self.state[draw.y, draw.slot] = self._pack(u)
         self.age[draw.y, draw.slot] = torch.where(draw.fresh, 1, self.age[draw.y, draw.slot] + 1)
 
+    def begin_anew(self, draw: Draw, where: Tensor) -> None:
+        """Begins some chains anew when they are drawn next.
+
+        Arguments:
+            draw: What :meth:`draw` gave.
+            where: Which of them, with shape (B).
+        """
+        age = self.age[draw.y, draw.slot]
+        self.age[draw.y, draw.slot] = torch.where(where, 0, age)
+
     def pixels(self, classes: Iterable[int], n: int) -> Tensor:
         """Returns the first n chains of each class as pixels, with shape (len * n, C, H, W)."""
         states = torch.cat([self.state[c, :n] for c in classes])

@@ -11,7 +11,15 @@ F / gain on both sides and are to be minimised; they own nothing. :class:`Contra
 chains for one and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
 """
 
-__all__ = ["Contrastive", "Objective", "Terms", "likelihood", "logistic", "trim"]
+__all__ = [
+    "Contrastive",
+    "Objective",
+    "Synthesized",
+    "Terms",
+    "likelihood",
+    "logistic",
+    "trim",
+]
 
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
@@ -20,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .chains import ChainStore
+from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .noise import normal
@@ -119,6 +127,21 @@ class Terms(NamedTuple):
     hits: Tensor
 
 
+class Synthesized(NamedTuple):
+    """Chains of a batch after their steps.
+
+    Arguments:
+        images: Their pixels, with shape (B, C, H, W).
+        draw: Where they came from in the store.
+        moved: The distance of their last steps per root of a dimension, in standard deviations
+            of the reference, with shape (B).
+    """
+
+    images: Tensor
+    draw: Draw
+    moved: Tensor
+
+
 class Contrastive(nn.Module):
     """Creates the drop-in: a loss that makes a classifier generate, for any training loop.
 
@@ -174,25 +197,24 @@ class Contrastive(nn.Module):
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
-        return self.terms(x, y, self.synthesize(y)).contrast
+        return self.terms(x, y, self.synthesize(y).images).contrast
 
-    def synthesize(self, y: Tensor) -> Tensor:
+    def synthesize(self, y: Tensor) -> Synthesized:
         """Moves one chain of each class index in y, new ones first by their burn-in.
 
         Arguments:
             y: The class indices, with shape (B).
-
-        Returns:
-            Their pixels, with shape (B, C, H, W).
         """
         draw = self.chains.draw(y, generator=self.generator)
         u, fresh = draw.u, draw.fresh
         if self.chains.burn_in and fresh.any():
             first = replace(self.sampler, n_steps=self.chains.burn_in)
             u[fresh], _ = first(self.energy, u[fresh], y[fresh], generator=self.generator)
+        before = u
         u, _ = self.sampler(self.energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
-        return self.energy.reference.decode(u)
+        moved = (u - before).flatten(1).square().mean(1).sqrt()
+        return Synthesized(self.energy.reference.decode(u), draw, moved)
 
     def terms(
         self,

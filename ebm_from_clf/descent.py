@@ -9,6 +9,7 @@ Accelerate chooses. Weights that move never settle; their average is what is kep
 
 __all__ = ["Descent"]
 
+import math
 from typing import Any
 
 from accelerate import Accelerator
@@ -68,23 +69,27 @@ class Descent:
         """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, loss: Tensor, update: int, factor: float = 1.0) -> None:
+    def step(self, loss: Tensor, update: int, factor: float = 1.0) -> Tensor:
         """Takes one step down the gradient of a loss.
 
         Arguments:
             loss: The loss, a scalar.
             update: The number of steps taken before.
             factor: A factor on the learning rate of the schedule.
+
+        Returns:
+            The norm of the gradient, before it is clipped.
         """
         self.schedule.step_update(update)
         for group in self.optimizer.param_groups:
             group["lr"] *= factor
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        if self.settings.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.settings.clip_grad)
+        largest = math.inf if self.settings.clip_grad is None else self.settings.clip_grad
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), largest)
         self.optimizer.step()
         self.average.update(self.classifier, update + 1)
+        return norm
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the weights, their average, and the optimiser's memory."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .chains import ChainStore
-from .contrastive import Contrastive, Terms
+from .contrastive import Contrastive
 from .data import Batches, loader
 from .descent import Descent
 from .energy import ClassifierEnergy
@@ -136,8 +136,8 @@ class Finetuner:
             clean = self.settings.augment(clean, self.generator)
             yield tuple(t.to(self.device) for t in (x, y, clean, labels))  # type: ignore[misc]
 
-    def step(self, x: Tensor, y: Tensor, clean: Tensor, labels: Tensor) -> Terms:
-        """Makes one update.
+    def step(self, x: Tensor, y: Tensor, clean: Tensor, labels: Tensor) -> None:
+        """Makes one update and notes it in the journal.
 
         Arguments:
             x: Observed images, with shape (B, C, H, W).
@@ -148,11 +148,13 @@ class Finetuner:
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
         synthesized = self.gen.synthesize(y)
-        terms = self.gen.terms(x, y, synthesized, pair, classify=self.descent.wrapped)
+        terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
         loss = terms.contrast + weight * terms.cross_entropy
-        self.descent.step(loss, self.update, self.guard.rate)
+        gradient = self.descent.step(loss, self.update, self.guard.rate)
+        lost = self.guard.lost(terms.observed, terms.synthesized)
+        self.chains.begin_anew(synthesized.draw, lost)
+        self.journal.add(terms, synthesized, lost, gradient)
         self.update += 1
-        return terms
 
     def run(
         self,
@@ -195,7 +197,7 @@ class Finetuner:
             write_state(output / STATE, self.state_dict())
         batches = self.batches()
         while self.update < self.settings.updates:
-            self.journal.add(self.step(*next(batches)))
+            self.step(*next(batches))
             self.seconds = time.perf_counter() - begin
             if self._due(self.settings.log_every):
                 line = self.journal.line(
@@ -235,8 +237,9 @@ class Finetuner:
 
     def _watch(self, line: dict[str, float]) -> None:
         """Keeps a healthy state; leaves one that is off. Noise, data and schedule go on."""
-        if self.guard.trips(line["mean_gap"], line["worst"]):
-            self._restore(self.guard.roll_back(line))
+        fault = self.guard.fault(line)
+        if fault:
+            self._restore(self.guard.roll_back(fault, line))
         elif self.guard.wants(self.update):
             self.guard.keep(self.update, self._parts())
 

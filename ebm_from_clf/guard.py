@@ -6,8 +6,10 @@ the energy is too steep for their step they overshoot; the gap
 .. math:: \bar f(x) - \bar f(\tilde x)
 
 turns positive and stays there, and every further update makes the energy steeper still. In a
-healthy run the gap is about 0. The guard keeps copies of the last good states, returns to one
-taken well before the gap opened, and lowers the learning rate.
+healthy run the gap is about 0. The guard begins single chains anew that got lost, keeps copies of
+the last good states, returns to one taken well before a fault, lowers the learning rate, and
+stops the run with the fault's name when that did not help. It looks at numbers that learning has
+computed anyway, once for each line of the log.
 """
 
 __all__ = ["Guard", "GuardSettings"]
@@ -17,6 +19,8 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from .errors import Diverged
 
@@ -28,6 +32,11 @@ class GuardSettings:
     Arguments:
         max_gap: Largest mean gap between observed and synthesized scores, in logits.
         max_score: Largest mean score or loss, of either sign.
+        max_lag: Largest lag of a single chain's score behind the mean of the observed ones, in
+            logits; beyond it the chain is lost, and begun anew.
+        max_lost: Largest mean fraction of chains that are lost.
+        min_move: Least mean distance of the steps of an update, in standard deviations of the
+            reference; below it chains are frozen.
         keep_every: Updates between two copies of the state; one of the last two is returned to.
         slow_down: Factor on the learning rate at each return.
         rollbacks: Returns before the run is stopped as diverged.
@@ -35,15 +44,22 @@ class GuardSettings:
 
     max_gap: float = 2.0
     max_score: float = 1e3
+    max_lag: float = 20.0
+    max_lost: float = 0.3
+    min_move: float = 1e-5
     keep_every: int = 40
     slow_down: float = 0.5
     rollbacks: int = 6
 
     def __post_init__(self) -> None:
-        if not (self.max_gap > 0 and self.max_score > 0 and 0 < self.slow_down <= 1):
+        limits = ("max_gap", "max_score", "max_lag")
+        if not (all(getattr(self, name) > 0 for name in limits) and 0 < self.slow_down <= 1):
             raise ValueError(
-                "GuardSettings: `max_gap` and `max_score` must be positive, `slow_down` in (0, 1]."
+                "GuardSettings: `max_gap`, `max_score` and `max_lag` must be positive, "
+                "`slow_down` in (0, 1]."
             )
+        if not (self.max_lost >= 0 and self.min_move >= 0):
+            raise ValueError("GuardSettings: `max_lost` and `min_move` must be 0 or more.")
         if self.keep_every < 1 or self.rollbacks < 0:
             raise ValueError(
                 "GuardSettings: `keep_every` must be 1 or more, `rollbacks` 0 or more."
@@ -59,8 +75,13 @@ class Guard:
 
     def __init__(self, settings: GuardSettings) -> None:
         self.settings = settings
-        self.rollbacks = 0
+        self.faults: list[dict[str, Any]] = []
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=2)
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back."""
+        return len(self.faults)
 
     @property
     def rate(self) -> float:
@@ -72,10 +93,47 @@ class Guard:
         """Whether it holds no copy to return to."""
         return not self._kept
 
-    def trips(self, gap: float, worst: float) -> bool:
-        """Tells whether a run is off: by its mean gap, or by its largest score or loss."""
-        finite = math.isfinite(gap) and math.isfinite(worst)
-        return not finite or gap > self.settings.max_gap or worst > self.settings.max_score
+    def lost(self, observed: Tensor, synthesized: Tensor) -> Tensor:
+        """Tells which chains to begin anew, with shape (M), without waiting for the device.
+
+        Arguments:
+            observed: The scores of observed images, with shape (N).
+            synthesized: Those of the chains, with shape (M).
+        """
+        # Not `<`: a score that is not a number is lost too.
+        return ~(synthesized > observed.mean() - self.settings.max_lag)
+
+    def fault(self, line: dict[str, float]) -> str:
+        """Returns what is wrong with a run and what to do about it, or nothing.
+
+        Arguments:
+            line: The last line of the log.
+        """
+        limits = self.settings
+        if not all(math.isfinite(line[name]) for name in ("gradient", "worst", "mean_gap")):
+            what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
+            return f"a {what} is not finite. Lower the learning rate, or set clip_grad"
+        if line["worst"] > limits.max_score:
+            return (
+                f"scores or losses ran away, to {line['worst']:.3g}. Lower the learning rate, or "
+                "give the objective a weight for `square`"
+            )
+        if line["lost"] > limits.max_lost:
+            return (
+                f"{line['lost']:.0%} of the chains are lost far behind the data. Start them "
+                "nearer to it, or take a smaller Langevin step"
+            )
+        if line["mean_gap"] > limits.max_gap:
+            return (
+                f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits. Lower "
+                "the learning rate, take more Langevin steps, or match the stem to the image size"
+            )
+        if line["moved"] < limits.min_move:
+            return (
+                f"chains are frozen: they move by {line['moved']:.1g}. Raise the Langevin step or "
+                "the temperature; with a box, look whether they stick to its border"
+            )
+        return ""
 
     def wants(self, update: int) -> bool:
         """Tells whether it is time for a copy of a healthy state."""
@@ -91,8 +149,8 @@ class Guard:
         self._kept.append((update, copy.deepcopy(state)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the number of returns and the copies."""
-        return {"rollbacks": self.rollbacks, "kept": list(self._kept)}
+        """Returns the faults and the copies."""
+        return {"faults": self.faults, "kept": list(self._kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -100,14 +158,15 @@ class Guard:
         Arguments:
             state: The state.
         """
-        self.rollbacks = state["rollbacks"]
+        self.faults = list(state["faults"])
         self._kept = deque((tuple(pair) for pair in state["kept"]), maxlen=2)
 
-    def roll_back(self, line: dict[str, float]) -> dict[str, Any]:
+    def roll_back(self, fault: str, line: dict[str, float]) -> dict[str, Any]:
         """Returns the state to go back to, and forgets what came after it.
 
         Arguments:
-            line: The numbers that tripped the guard, for the report.
+            fault: What is wrong.
+            line: The last line of the log.
 
         Raises:
             Diverged: If the run went back often enough already.
@@ -115,11 +174,10 @@ class Guard:
         if self.rollbacks >= self.settings.rollbacks or not self._kept:
             raise Diverged(
                 f"fine-tuning diverged at update {line['update']:.0f} after {self.rollbacks} "
-                f"rollbacks: scores observed {line['observed']:.4g}, synthesized "
-                f"{line['synthesized']:.4g}, cross-entropy {line['cross_entropy']:.4g}. Lower the "
-                "learning rate, take more Langevin steps, or match the stem to the image size."
+                f"rollbacks: {fault}."
             )
-        self.rollbacks += 1
         while len(self._kept) > 1:
             self._kept.pop()
-        return copy.deepcopy(self._kept[0][1])
+        update, state = self._kept[0]
+        self.faults.append({"update": line["update"], "back_to": update, "fault": fault})
+        return copy.deepcopy(state)

@@ -1,8 +1,10 @@
 r"""The log of a run: some updates make one line of numbers, brought to the host together.
 
 The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; near 0 in a healthy
-run. `accuracy` and `mean_gap` are means over the updates of a line, `worst` is the largest number
-of any of them; the others are of the last one.
+run. `auc` is the probability that an observed image scores higher than a synthesized one, .5 where
+the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `lost` and `saturated` are
+means over the updates of a line, `worst` is the largest score or loss of any of them and
+`gradient` the largest norm; the others are of the last one.
 """
 
 __all__ = ["Journal"]
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .contrastive import Terms
+from .contrastive import Synthesized, Terms
 
 Line = dict[str, float]
 
@@ -29,18 +31,29 @@ class Journal:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
 
-    def add(self, terms: Terms) -> None:
+    def add(
+        self, terms: Terms, synthesized: Synthesized, lost: torch.Tensor, gradient: torch.Tensor
+    ) -> None:
         """Notes an update, without waiting for its numbers.
 
         Arguments:
             terms: The parts of its loss.
+            synthesized: The chains.
+            lost: Which of them are begun anew.
+            gradient: The norm of the gradient.
         """
+        observed, synthetic, images = terms.observed, terms.synthesized, synthesized.images
         row = (
             terms.contrast,
             terms.cross_entropy,
-            terms.observed.mean(),
-            terms.synthesized.mean(),
+            observed.mean(),
+            synthetic.mean(),
+            gradient,
             terms.hits,
+            (observed[:, None] > synthetic).float().mean(),
+            synthesized.moved.mean(),
+            lost.float().mean(),
+            ((images <= 0) | (images >= 1)).float().mean(),
         )
         self._pending.append(torch.stack(row).detach())
 
@@ -50,19 +63,20 @@ class Journal:
         Arguments:
             numbers: What else belongs to it, such as `update` and `seconds`.
         """
-        table = torch.stack(self._pending).tolist()
+        table = torch.stack(self._pending)
         self._pending = []
-        contrast, entropy, observed, synthesized, _ = table[-1]
+        contrast, entropy, observed, synthesized = table[-1, :4].tolist()
+        mean = table.mean(0).tolist()
         line = numbers | {
             "contrast": contrast,
             "cross_entropy": entropy,
             "observed": observed,
             "synthesized": synthesized,
             "gap": observed - synthesized,
-            "accuracy": sum(row[4] for row in table) / len(table),
-            "mean_gap": sum(row[2] - row[3] for row in table) / len(table),
-            # Not max(): it would pass over a NaN.
-            "worst": float(torch.tensor(table).abs().max()),
+            "mean_gap": mean[2] - mean[3],
+            "worst": float(table[:, :4].abs().max()),
+            "gradient": float(table[:, 4].max()),
+            **dict(zip(("accuracy", "auc", "moved", "lost", "saturated"), mean[5:], strict=True)),
         }
         self.lines.append(line)
         return line

@@ -109,6 +109,7 @@ def finetune_recipe(
             "accuracy_after": accuracy(tuner.energy, test),
             "updates": tuner.update,
             "rollbacks": tuner.guard.rollbacks,
+            "faults": tuner.guard.faults,
             "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
             "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
             "seconds_tuning": round(tuner.seconds, 1),

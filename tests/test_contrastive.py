@@ -97,7 +97,7 @@ def test_class_bias_gets_no_likelihood_gradient():
 def test_nothing_is_differentiated_through_the_chain():
     energy = toys.smooth()
     gen = drop_in(energy)
-    synthesized = gen.synthesize(Y)
+    synthesized = gen.synthesize(Y).images
     assert not synthesized.requires_grad
     terms = gen.terms(X, Y, synthesized, (X, Y))
     assert not terms.observed.requires_grad
@@ -108,7 +108,7 @@ def test_nothing_is_differentiated_through_the_chain():
 def test_one_forward_serves_all_images():
     energy = toys.smooth()
     gen = drop_in(energy)
-    synthesized = gen.synthesize(Y)
+    synthesized = gen.synthesize(Y).images
     sizes = []
     energy.classifier.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     gen.terms(X, Y, synthesized, (X[:4], Y[:4]))
@@ -123,7 +123,7 @@ def test_noisy_data_stay_in_the_support_as_chains_do(support):
     seen = []
     energy.classifier.register_forward_hook(lambda m, i, o: seen.append(i[0]))
     gen = drop_in(energy, data_noise=0.1)
-    synthesized = gen.synthesize(Y)
+    synthesized = gen.synthesize(Y).images
     x = X.round()
     gen.terms(x, Y, synthesized)
     observed = seen[-1][: len(x)]
@@ -139,7 +139,7 @@ def test_burn_in_leaves_the_bias_of_its_closed_form(burn_in):
     gen = drop_in(energy, n_steps=steps, per_class=n, restart_rate=r, burn_in=burn_in)
     y = torch.ones(n).long()
     for _ in range(22):
-        x = gen.synthesize(y)
+        x = gen.synthesize(y).images
     tilt = toys.linear_tilt(energy, y[:1])[0]
     a = 1 - 0.125
     bias, mutant = (
@@ -172,7 +172,7 @@ def test_learning_stops_at_the_mean_of_the_data():
         with torch.no_grad():
             energy.classifier.weight.copy_(factor * weight)
         gen = drop_in(energy, n_steps=60, per_class=n // 3, restart_rate=1.0, data_noise=0.0)
-        synthesized = gen.synthesize(y)
+        synthesized = gen.synthesize(y).images
         for c in range(3):
             x = energy.space(synthesized[y == c]).flatten(1).double()
             gap = x.mean(0) - energy.space(data[y == c]).flatten(1).double().mean(0)
@@ -194,7 +194,7 @@ def test_plain_loop_learns_the_fixed_point():
     tilts = []
     for update in range(120):
         optimizer.zero_grad()
-        gen.terms(data, y, gen.synthesize(y)).contrast.backward()
+        gen.terms(data, y, gen.synthesize(y).images).contrast.backward()
         optimizer.step()
         if update >= 60:
             tilts.append(toys.linear_tilt(energy, torch.arange(3)))

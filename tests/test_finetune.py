@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import timm
@@ -140,24 +142,94 @@ def test_optimisers_of_timm_run(digits, name):
     assert any(not torch.equal(p, q) for p, q in pairs)
 
 
-def test_guard_goes_back_and_the_run_ends_well(digits):
-    """Weights blown up on the way open the gap; the run returns, slows down and finishes."""
+def run_with(digits, inject, updates=24, **options):
+    """A run into which something goes wrong, once, at update 11."""
     e = energy(digits)
-    options = QUICK | {"guard": GuardSettings(keep_every=4)}
-    tuner = Finetuner(e, digits, Settings(updates=24, log_every=2, **options))
-    step = tuner.step
+    guard = GuardSettings(keep_every=4)
+    tuner = Finetuner(e, digits, Settings(updates=updates, log_every=2, guard=guard, **options))
+    step, done = tuner.step, []
 
     def faulty(*batch):
-        if tuner.update == 11:
-            with torch.no_grad():
-                e.classifier.fc.weight.mul_(1e5)
-        return step(*batch)
+        if tuner.update == 11 and not done:
+            done.append(inject(tuner))
+        step(*batch)
 
     tuner.step = faulty
     tuner.run()
-    assert tuner.update == 24 and tuner.guard.rollbacks == 1
-    assert tuner.journal.lines[-1]["rollbacks"] == 1 and tuner.journal.lines[-1]["worst"] < 50
-    assert tuner.guard.rate == 0.5
+    return tuner
+
+
+def blow_up(tuner):
+    with torch.no_grad():
+        tuner.energy.classifier.fc.weight.mul_(1e5)
+
+
+def spoil_gradient(tuner):
+    """The next gradient of one weight is not a number."""
+    weight = tuner.energy.classifier.fc.weight
+
+    def spoil(gradient):
+        handle.remove()
+        return torch.full_like(gradient, float("nan"))
+
+    handle = weight.register_hook(spoil)
+
+
+def freeze_chains(tuner):
+    """Steps are next to nothing until the run goes back."""
+    sampler, restore = tuner.gen.sampler, tuner._restore
+    tuner.gen.sampler = replace(sampler, step_size=1e-7)
+
+    def put_back(state):
+        tuner.gen.sampler = sampler
+        restore(state)
+
+    tuner._restore = put_back
+
+
+FAULTS = {
+    "scores": (blow_up, "ran away|fell behind|lost"),
+    "gradient": (spoil_gradient, "gradient is not finite"),
+    "chains": (freeze_chains, "chains are frozen"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_guard_goes_back_names_the_fault_and_the_run_ends_well(digits, kind):
+    inject, name = FAULTS[kind]
+    tuner = run_with(digits, inject, **QUICK)
+    assert tuner.update == 24 and tuner.guard.rollbacks == 1 and tuner.guard.rate == 0.5
+    (fault,) = tuner.guard.faults
+    assert re.search(name, fault["fault"]) and fault["update"] <= 14 and fault["back_to"] <= 8
+    line = tuner.journal.lines[-1]
+    assert line["rollbacks"] == 1 and line["worst"] < 50 and line["moved"] > 0.01
+
+
+def test_a_healthy_run_is_left_alone(digits):
+    tuner = run_with(digits, lambda tuner: None, **QUICK)
+    assert tuner.guard.faults == []
+    assert all(line["lost"] == 0 and 0 < line["auc"] < 1 for line in tuner.journal.lines)
+
+
+def test_chains_of_a_class_that_got_lost_are_begun_anew(digits):
+    """One class is gone: five of its chains are not numbers."""
+    options = QUICK | {"chains": ChainSettings(per_class=20, restart_rate=0.0, burn_in=0)}
+    e = energy(digits)
+    tuner = Finetuner(e, digits, Settings(updates=20, log_every=20, **options))
+    tuner.run()
+    state, y = tuner.chains.state, torch.full((20,), 3)
+    tuner.gen.synthesize(y)  # each has begun
+    state[3, :5] = float("nan")
+    synthesized = tuner.gen.synthesize(y)
+    with torch.no_grad():
+        scores = e.classify(synthesized.images)[:, 3]
+    spoilt = torch.isin(synthesized.draw.slot, torch.arange(5))
+    found = tuner.guard.lost(torch.full((4,), float(scores[~spoilt].mean())), scores)
+    assert torch.equal(found, spoilt)
+    tuner.chains.begin_anew(synthesized.draw, found)
+    assert tuner.chains.age[3, :5].max() == 0 and tuner.chains.age[3, 5:].min() > 0
+    again = tuner.gen.synthesize(y)
+    assert again.images.isfinite().all() and tuner.chains.state[3].isfinite().all()
 
 
 def test_divergence_is_reported_not_masked(digits):
