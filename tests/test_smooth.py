@@ -1,7 +1,10 @@
 """Smoothing: its gradient against the enumerated expectation, and the heat of its randomness."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import stats
 import torch
 import toys
 from torch import nn
@@ -12,8 +15,8 @@ from ebm_from_clf.noise import generators
 from ebm_from_clf.untrained import auto_gain
 
 SHAPE = (2, 6, 8)
-SHIFT = Smoothing(shift=0.17, zoom=(1, 1), rotation=0, noise=0)  # 1 of 6 pixels, 1 of 8
-STILL = Smoothing(shift=0, zoom=(1, 1), rotation=0, noise=0)
+STILL = Smoothing(0, (1, 1), 0, 0, 0, 0)
+SHIFT = replace(STILL, shift=0.17)  # 1 of 6 pixels, 1 of 8
 
 
 def shifted(x, dy, dx):
@@ -52,7 +55,7 @@ def test_shifts_are_whole_pixels_all_alike():
 @pytest.mark.parametrize("angle", [90.0, -90.0])
 def test_a_quarter_turn_turns_a_square_and_a_zoom_of_two_doubles(angle, monkeypatch):
     x = torch.rand(2, 1, 6, 6, generator=toys.seeded())
-    turn = Smoothing(shift=0, zoom=(1, 1), rotation=90, noise=0)
+    turn = replace(STILL, rotation=90)
     with monkeypatch.context() as patch:
         end = 1 - 1e-7 if angle > 0 else 0
         patch.setattr("ebm_from_clf.smooth.uniform", lambda like, g: torch.full_like(like, end))
@@ -61,9 +64,23 @@ def test_a_quarter_turn_turns_a_square_and_a_zoom_of_two_doubles(angle, monkeypa
     # Magnified twice, the middle half fills the image.
     y = torch.zeros(1, 1, 8, 8)
     y[:, :, 2:6, 2:6] = 1
-    double = Smoothing(shift=0, zoom=(2, 2), noise=0)
+    double = replace(STILL, zoom=(2, 2))
     assert double.view(y, toys.seeded())(y)[:, :, 1:-1, 1:-1].min() > 0.99
-    assert Smoothing(shift=0, zoom=(0.5, 0.5), noise=0).view(y, toys.seeded())(y).mean() < 0.5
+    assert replace(STILL, zoom=(0.5, 0.5)).view(y, toys.seeded())(y).mean() < 0.5
+
+
+def test_light_changes_contrast_around_gray_then_brightness(monkeypatch):
+    x = torch.rand(3, *SHAPE, generator=toys.seeded())
+    lit = replace(STILL, contrast=0.4, brightness=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr("ebm_from_clf.smooth.uniform", lambda like, g: torch.full_like(like, 0.75))
+        found = lit.view(x, toys.seeded())(x)
+    assert (found - (1.2 * (x - 0.5) + 0.5 + 0.1)).abs().max() < 1e-5
+    n = 4000
+    light = lit.view(x[:1].expand(n, -1, -1, -1), toys.seeded(1)).light.double()
+    low, high = light.new_tensor([0.6, -0.2]), light.new_tensor([1.4, 0.2])
+    assert (light >= low).all() and (light <= high).all()
+    stats.assert_moments(light, (low + high) / 2, (high - low).square() / 12)
 
 
 def gradients(e, u, y, n, seed):

@@ -38,7 +38,7 @@ def energy_of(name, row):
     energy = convert(name, smoothing=Smoothing())
     if row == "white":
         # What classifier-EBMs do: white noise, the network as it is; sampler and stages the same.
-        still = Smoothing(shift=0, zoom=(1, 1), noise=0)
+        still = Smoothing(0, (1, 1), 0, 0, 0, 0)
         mean = torch.full(energy.space.shape, 0.5)
         energy = convert(energy.classifier, reference=WhiteNoise(mean), smoothing=still)
     energy.classifier.to(memory_format=torch.channels_last)
