@@ -31,6 +31,7 @@ from torch.nn import functional
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
+from .marginal import Marginal
 from .noise import normal
 from .space import check_pixels
 
@@ -78,6 +79,8 @@ class Objective:
         kind: Which loss, `likelihood` or `logistic`.
         trim: Fraction of synthesized images left out, those of the lowest scores.
         square: Weight of the mean squared score on both sides, which keeps scores bounded.
+        scores: Whether chains and scores are those of a class, or of all of them together as in
+            JEM; see :class:`Marginal`.
         data_noise: Standard deviation of the noise on observed images, in pixels.
         cross_entropy: Weight of the cross-entropy on clean images.
         label_smoothing: Label smoothing of the cross-entropy.
@@ -86,14 +89,16 @@ class Objective:
     kind: Literal["likelihood", "logistic"] = "likelihood"
     trim: float = 0.0
     square: float = 0.0
+    scores: Literal["class", "joint"] = "class"
     data_noise: float = 0.005
     cross_entropy: float = 1.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        kinds = get_args(Objective.__annotations__["kind"])
-        if self.kind not in kinds:
-            raise ValueError(f"Objective: `kind` is {kinds}, got {self.kind!r}.")
+        for name in ("kind", "scores"):
+            words = get_args(Objective.__annotations__[name])
+            if getattr(self, name) not in words:
+                raise ValueError(f"Objective: `{name}` is {words}, got {getattr(self, name)!r}.")
         if not 0 <= self.trim < 1:
             raise ValueError(f"Objective: `trim` is a fraction below 1, got {self.trim}.")
         for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
@@ -207,11 +212,12 @@ class Contrastive(nn.Module):
         """
         draw = self.chains.draw(y, generator=self.generator)
         u, fresh = draw.u, draw.fresh
+        energy = Marginal(self.energy) if self.objective.scores == "joint" else self.energy
         if self.chains.burn_in and fresh.any():
             first = replace(self.sampler, n_steps=self.chains.burn_in)
-            u[fresh], _ = first(self.energy, u[fresh], y[fresh], generator=self.generator)
+            u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
         before = u
-        u, _ = self.sampler(self.energy, u, y, generator=self.generator)
+        u, _ = self.sampler(energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         return Synthesized(self.energy.reference.decode(u), draw, moved)
@@ -242,8 +248,13 @@ class Contrastive(nn.Module):
             pair = whole.view(pair, self.generator)(pair)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
-        scores = self.energy.tilts(logits[: 2 * n]) / self.energy.gain
-        observed, synthetic = scores.gather(1, y.repeat(2)[:, None])[:, 0].split(n)
+        tilts = self.energy.tilts(logits[: 2 * n])
+        scores = (
+            tilts.logsumexp(1)
+            if self.objective.scores == "joint"
+            else tilts.gather(1, y.repeat(2)[:, None])[:, 0]
+        )
+        observed, synthetic = (scores / self.energy.gain).split(n)
         cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
         if clean is not None:
             rest, labels = logits[2 * n :], clean[1]

@@ -129,7 +129,7 @@ class ClassifierEnergy(nn.Module):
 
         A smoothed score is averaged over some changes, the same ones at every call.
         """
-        return _pick(self._tilts(u), y)
+        return _pick(self.all_tilts(u), y)
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy U(u, y) whose smoothed score is estimated by changes drawn now.
@@ -141,13 +141,29 @@ class ClassifierEnergy(nn.Module):
             u: Where it will be asked, with shape (B, C, H, W).
             generator: One generator, or one per image.
         """
-        if self.smoothing is None:
+        views = self.views(u, generator)
+        if views is None:
             return self
-        views = [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
-        return lambda u, y: u.flatten(1).square().sum(1) / 2 - _pick(self._tilts(u, views), y)
+        return lambda u, y: u.flatten(1).square().sum(1) / 2 - _pick(self.all_tilts(u, views), y)
 
-    def _tilts(self, u: Tensor, views: Sequence[View] | None = None) -> Tensor:
-        """Returns the tilts of all classes, averaged over changes, with shape (B, K)."""
+    def views(self, u: Tensor, generator: Randomness) -> list[View] | None:
+        """Draws the changes of one step of a chain, `None` without smoothing.
+
+        Arguments:
+            u: Where the score will be asked, with shape (B, C, H, W).
+            generator: One generator, or one per image.
+        """
+        if self.smoothing is None:
+            return None
+        return [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
+
+    def all_tilts(self, u: Tensor, views: Sequence[View] | None = None) -> Tensor:
+        """Returns the tilts of all classes, averaged over changes, with shape (B, K).
+
+        Arguments:
+            u: Whitened coordinates, with shape (B, C, H, W).
+            views: The changes. `None` for some that are the same at every call.
+        """
         # Full precision for the pixels; only the network follows the caller's autocast.
         with torch.autocast(u.device.type, enabled=False):
             x = self.reference.decode(u)
@@ -233,7 +249,7 @@ class ClassifierEnergy(nn.Module):
         r"""Returns :math:`|u|^2 / 2 - \log \sum_c e^{F_c(u)}` in nats, with shape (B)."""
         self.space.check(x)
         u = self.reference.encode(x)
-        return u.flatten(1).square().sum(1) / 2 - self._tilts(u).logsumexp(1)
+        return u.flatten(1).square().sum(1) / 2 - self.all_tilts(u).logsumexp(1)
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Returns the top-down reconstruction :math:`\mu + A B(u)` of images, in pixels.

@@ -17,6 +17,8 @@ from ebm_from_clf import (
     WhiteNoise,
 )
 from ebm_from_clf.contrastive import likelihood, logistic, trim
+from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.marginal import Marginal
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
 F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)
@@ -86,6 +88,27 @@ def test_gradient_of_the_drop_in_is_the_formula():
         expected = energy.space(synthesized[labels == c]).flatten(1).sum(0)
         expected = (expected - energy.space(X[Y == c]).flatten(1).sum(0)) / 6
         assert (energy.classifier.weight.grad[c] - expected).abs().max() < 1e-5
+
+
+def test_joint_scores_are_those_of_all_classes_together():
+    """The score is the mean of those of the classes under the posterior of gain times f."""
+    energy = toys.linear()
+    u = torch.randn(5, *toys.SHAPE, generator=toys.seeded(4))
+    y = torch.zeros(5, dtype=torch.int64)
+    value, score = energy_and_score(Marginal(energy), u, y)
+    x = energy.reference.decode(u)
+    assert torch.allclose(value, energy.free_energy(x))
+    weights = (energy.gain * energy.logits(x)).softmax(1)
+    each = torch.stack([energy_and_score(energy, u, y + c)[1] for c in range(3)])
+    expected = (weights.T[:, :, None] * each.flatten(2)).sum(0)
+    assert (score.flatten(1) - expected).abs().max() < 1e-5
+    assert (each[0].flatten(1) - expected).abs().max() > 1e-2
+    gen = drop_in(energy, data_noise=0.0, scores="joint")
+    terms = gen.terms(X, Y, X.flip(0))
+    terms.contrast.backward()
+    assert energy.classifier.weight.grad.abs().max() < 1e-6  # the same images on both sides
+    gen(X, Y).backward()
+    assert energy.classifier.weight.grad.abs().max() > 1e-3
 
 
 def test_class_bias_gets_no_likelihood_gradient():

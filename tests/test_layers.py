@@ -9,7 +9,7 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy"],
-    ["langevin", "chains"],
+    ["langevin", "chains", "marginal"],
     ["contrastive", "untrained"],
     ["parts"],
     [
