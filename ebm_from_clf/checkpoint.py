@@ -10,7 +10,7 @@ __all__ = ["load", "save"]
 import json
 import warnings
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,9 @@ def _restore(
 def _restore_smoothing(config: dict[str, Any] | None) -> Smoothing | None:
     if config is None:
         return None
-    return Smoothing(**config | {"zoom": tuple(config["zoom"])})
+    # Every field must be there: what is missing must not become today's default.
+    found = {field.name: config[field.name] for field in fields(Smoothing)}
+    return Smoothing(**found | {"zoom": tuple(found["zoom"])})
 
 
 def _restore_start(

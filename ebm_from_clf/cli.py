@@ -1,4 +1,4 @@
-"""The command line; the only place that wires the parts together.
+"""The command line; with `arguments` and `named` the only place that wires the parts together.
 
 Exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted, 143 terminated.
 """
@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 from safetensors import SafetensorError
+from torch import nn
 from tqdm import tqdm
 
 from .arguments import (
@@ -120,10 +121,8 @@ def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
     classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
-    gain = None
-    if result.ok:
-        gain = convert(classifier, size=a.size, gain="auto", smoothing=Smoothing()).gain
     if a.json:
+        gain = _gain(classifier, a) if result.ok else None
         print(json.dumps(result.as_dict() | {"gain": gain}, indent=2))
     else:
         shape = "x".join(map(str, result.shape))
@@ -136,13 +135,19 @@ def _doctor(a: Namespace) -> None:
                 f"  a step of {result.batch} images takes {result.step_ms:.0f} ms on "
                 f"{result.device}, {ratio:.1f} times a forward pass"
             )
-        if gain is not None:
+        if result.ok:
+            gain = _gain(classifier, a)
             print(
                 f"  at gain 1 the norm of the tilt B is {NORM / gain:.2g} of that of noise; "
                 f"--gain auto takes {gain:.3g}"
             )
     if not result.ok:
         raise UsageError(result.refusal)
+
+
+def _gain(classifier: nn.Module, a: Namespace) -> float:
+    """Returns what `convert --gain auto` would take."""
+    return convert(classifier, size=a.size, gain="auto").gain
 
 
 def _convert(a: Namespace) -> None:

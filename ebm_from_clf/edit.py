@@ -8,7 +8,6 @@ follows the energy given them, approximately where the reference correlates pixe
 
 __all__ = ["PhotoStart", "edit"]
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from .energy import ClassifierEnergy
 from .langevin import Langevin
+from .modes import sharing
 from .noise import Randomness
 from .sample import UNTUNED
 from .space import check_pixels
@@ -82,9 +82,7 @@ def edit(
             "Give a mask of the size of the image."
         )
     image = image.detach().to(energy.reference.mean)
-    found = copy.copy(energy)
-    # A shallow copy of a module shares the dictionary of its parts, and `start` is one of them.
-    found._modules = energy._modules.copy()
+    found = sharing(energy)
     start: Any = energy.start or ReferenceStart(energy.reference)
     found.start = PhotoStart(image, start, strength)
     if mask is not None:

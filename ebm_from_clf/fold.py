@@ -6,13 +6,14 @@ r"""BatchNorm folded into the convolution before it, in a copy of a network.
     b' = \beta + \frac{g}{\sqrt{v + \epsilon}} (b - m)
 
 In evaluation mode the two are one linear map, so a chain need not pay for both. Which of them
-belong together is seen in a forward pass, and what comes out is compared with the network itself:
-one that computes something else with a convolution is left as it is.
+belong together is seen in a forward pass, and what comes out is compared with the network itself
+on some images: one that does something else with a convolution is left as it is.
 """
 
 __all__ = ["folded"]
 
 import copy
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -30,37 +31,61 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
 
     Arguments:
         network: The network. It is not changed.
-        x: Some of its input, with shape (B, C, H, W).
+        x: Inputs on which the two are compared, as different as chains meet, with shape
+            (B, C, H, W).
 
     Returns:
         A network in evaluation mode with the same output up to rounding.
     """
-    with torch.no_grad(), evaluation_mode(network):
+    if not any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
+        return network
+    with (
+        # Tensors made in inference mode cannot be differentiated; reduced precision would hide
+        # what differs.
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(x.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        evaluation_mode(network),
+    ):
+        x = x.clone()
         expected = network(x)
         try:
             found = copy.deepcopy(network).requires_grad_(False).eval()
             pairs = _pairs(found, x)
             for convolution, norm in pairs:
                 _fold(found, convolution, norm)
-            gap = (found(x) - expected).abs().max()
-        except (AttributeError, RuntimeError, TypeError):
+            close = _is_close(found(x), expected)
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # It cannot be copied, or it looks into its norms.
             return network
-    return found if pairs and gap <= TOLERANCE * expected.abs().max() else network
+    return found if pairs and close else network
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 def _pairs(network: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Finds the norms that take the output of a convolution, each called once."""
-    made: dict[int, tuple[nn.Conv2d, Tensor, Tensor]] = {}
+    """Finds the norms that take the output of a convolution as it is, both called once."""
+    made: dict[int, tuple[nn.Conv2d, Tensor, Tensor, int]] = {}
+    calls: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def after(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        made[id(output)] = (module, inputs[0], output)
+        calls[module] += 1
+        if inputs:
+            made[id(output)] = (module, inputs[0], output, output._version)
 
     def before(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        found = made.get(id(inputs[0]))
-        if found is not None and _are_linear(found[0], module, *found[1:]):
-            pairs.append((found[0], module))
+        calls[module] += 1
+        found = made.get(id(inputs[0])) if inputs else None
+        if found is None:
+            return
+        convolution, given, output, version = found
+        # Not if it was changed in place meanwhile.
+        if output._version == version and _are_linear(convolution, module, given, output):
+            pairs.append((convolution, module))
 
     parts = list(network.modules())
     hooks = [m.register_forward_hook(after) for m in parts if isinstance(m, nn.Conv2d)]
@@ -70,8 +95,7 @@ def _pairs(network: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2
     finally:
         for hook in hooks:
             hook.remove()
-    every = [m for pair in pairs for m in pair]
-    return [pair for pair in pairs if all(every.count(m) == 1 for m in pair)]
+    return [pair for pair in pairs if all(calls[m] == 1 for m in pair)]
 
 
 def _are_linear(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, output: Tensor) -> bool:
@@ -83,7 +107,7 @@ def _are_linear(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, output:
         output, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
     )
     together = fuse_conv_bn_eval(convolution, norm)
-    return bool((together(x) - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    return _is_close(together(x), expected)
 
 
 def _fold(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

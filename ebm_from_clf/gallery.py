@@ -20,12 +20,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .blend import Blend, check, weights
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .folders import claim, new_folder, slug, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
-from .sample import UNTUNED, Blend, Samples, check, n_steps, stream, weights
+from .sample import UNTUNED, Samples, n_steps, stream
 
 FRAMES = 16
 SHOWN = 200

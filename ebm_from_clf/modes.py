@@ -4,12 +4,28 @@ Sampling holds the parameters and the statistics of normalisation still. Every p
 touched is put back as it was, also after an error.
 """
 
-__all__ = ["evaluation_mode", "frozen"]
+__all__ = ["evaluation_mode", "frozen", "sharing"]
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def sharing(module: Module) -> Module:
+    """Returns a copy of a module that shares its parts; other parts can be put in their place.
+
+    Arguments:
+        module: The module.
+    """
+    found = copy.copy(module)
+    # The dictionary of parts would be shared too, and a change of the copy seen in both.
+    found._modules = module._modules.copy()
+    return found
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .blend import Blend
 from .checkpoint import load
 from .convert import convert, create_classifier, space_of
 from .edit import edit
@@ -15,7 +16,6 @@ from .errors import UsageError
 from .folder import image_size, read_image, unlabelled
 from .labels import find_blend, find_class
 from .langevin import Langevin
-from .sample import Blend
 from .smooth import Smoothing
 from .space import dequantize
 from .spectral import SpectralNoise

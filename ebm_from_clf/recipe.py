@@ -23,7 +23,7 @@ from .fitted import FittedGaussian
 from .reference import Reference, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace
-from .spectral import SpectralNoise
+from .spectral import NATURAL_EXPONENT, SpectralNoise
 from .support import Support
 
 ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
@@ -89,7 +89,7 @@ class ReferenceSettings:
 
     kind: ReferenceKind = "fitted"
     scale: float = 0.25
-    alpha: float = 2.0
+    alpha: float = NATURAL_EXPONENT
     floor: float = 0.05
 
     def __post_init__(self) -> None:

@@ -6,39 +6,31 @@ how many there are, or on how they were split into batches.
 
 __all__ = [
     "UNTUNED",
-    "Blend",
     "Samples",
-    "check",
     "draw",
     "join",
     "n_steps",
     "sample",
     "stream",
-    "weights",
 ]
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .blend import STRIDE, Blend, check, targets
 from .energy import ClassifierEnergy
-from .errors import UsageError
 from .fold import folded
 from .langevin import Langevin
+from .modes import sharing
 from .noise import generators
 from .start import ReferenceStart
 
-# A class index, or weights of several: {340: 0.5, 281: 0.5} is half zebra, half tabby.
-Blend = int | Mapping[int, float]
-
 PIXELS_AT_ONCE = 400_000
 UNTUNED = Langevin(n_steps=100)
-STRIDE = 1_000_003
-LARGEST_SEED = 2**63 // STRIDE - 2
 
 
 class Samples(NamedTuple):
@@ -181,55 +173,6 @@ def stream(
         yield found
 
 
-def check(energy: ClassifierEnergy, classes: Sequence[Blend], n: int, seed: int) -> None:
-    """Checks a request for samples.
-
-    Arguments:
-        energy: The energy.
-        classes: The class indices, or weights of several of them.
-        n: The number of images of each.
-        seed: The seed of the first image.
-
-    Raises:
-        UsageError: If a class or seed does not exist or n is not positive.
-    """
-    every = [c for blend in classes for c in weights(blend)]
-    last = (energy.n_classes or max(every, default=0) + 1) - 1
-    empty = not classes or not all(weights(blend) for blend in classes)
-    if n < 1 or empty or not all(0 <= c <= last for c in every):
-        raise UsageError(
-            f"sample: classes are 0 to {last} and n is 1 or more, "
-            f"got classes {list(classes)[:8]} and n {n}."
-        )
-    if energy.n_classes is None and any(isinstance(blend, Mapping) for blend in classes):
-        raise UsageError("sample: to blend classes, the classifier must state `num_classes`.")
-    if not 0 <= seed <= LARGEST_SEED - n:
-        raise UsageError(f"sample: a seed is 0 to {LARGEST_SEED - n}, got {seed}.")
-
-
-def weights(blend: Blend) -> dict[int, float]:
-    """Returns the weight of each class of a blend.
-
-    Arguments:
-        blend: A class index, or weights.
-    """
-    if isinstance(blend, Mapping):
-        return {int(c): float(w) for c, w in blend.items()}
-    return {int(blend): 1.0}
-
-
-def _targets(energy: ClassifierEnergy, blends: Sequence[Blend]) -> tuple[Tensor, Tensor]:
-    """Returns what each image is to be, as an index or as weights, and its leading class."""
-    leading = torch.tensor([max(w, key=w.__getitem__) for w in map(weights, blends)])
-    if not any(isinstance(blend, Mapping) for blend in blends):
-        return leading, leading
-    targets = torch.zeros(len(blends), energy.n_classes or 1)
-    for row, blend in zip(targets, blends, strict=True):
-        for c, weight in weights(blend).items():
-            row[c] = weight
-    return targets, leading
-
-
 def n_steps(energy: ClassifierEnergy, sampler: Langevin) -> int:
     """Returns the steps of a chain, with those of the coarse stage.
 
@@ -244,17 +187,19 @@ def _stages(energy: ClassifierEnergy, sampler: Langevin) -> list[tuple[Classifie
     """Returns the energies that a chain descends one after the other, with the steps of each."""
     if energy.coarse is None or energy.smoothing is None:
         return [(energy, sampler.n_steps)]
-    coarse = copy.copy(energy)
+    coarse = sharing(energy)
     coarse.smoothing = replace(energy.smoothing, size=energy.coarse.size)
     return [(coarse, energy.coarse.n_steps), (energy, sampler.n_steps)]
 
 
 def _swift(energy: ClassifierEnergy) -> ClassifierEnergy:
     """Returns an energy that differs by rounding only and whose steps cost less."""
-    x = energy.reference.sample(1, generator=torch.Generator().manual_seed(0))
-    found = copy.copy(energy)
-    # A shallow copy of a module shares the dictionary of its parts.
-    found._modules = energy._modules.copy()
+    mean, generator = energy.reference.mean, torch.Generator().manual_seed(0)
+    field = energy.reference.sample(3, generator=generator) - mean
+    noise = torch.rand(mean.shape, generator=generator)[None].to(mean)
+    # Pale, plain and harsh images, and one without any structure.
+    x = torch.cat([mean + field.new_tensor([0.15, 1, 4]).view(3, 1, 1, 1) * field, noise])
+    found = sharing(energy)
     found.classifier = folded(energy.classifier, energy.space(x))
     return found
 
@@ -268,11 +213,11 @@ def _chain(
     progress: Callable[[int], None] | None,
 ) -> Samples:
     """Runs one batch of chains in about as many pieces as frames are wanted."""
-    targets, leading = _targets(energy, blends)
+    wanted, leading = targets(energy, blends)
     noise = generators([s * STRIDE + int(c) for s, c in zip(seeds, leading, strict=True)])
     start = energy.start or ReferenceStart(energy.reference)
     device = energy.reference.mean.device
-    y = targets.to(device)
+    y = wanted.to(device)
     u = energy.confine(energy.reference.encode(start(leading.to(device), generator=noise)))
     film = [energy.reference.decode(u).cpu()] if frames else []
     piece = max(1, n_steps(energy, sampler) // (frames or 10))

@@ -31,7 +31,7 @@ images = ebm.sample(energy, [zebra, tabby, {zebra: 0.5, tabby: 0.5}], n=2, seed=
 grid(images, columns=2).save("zebras.png")
 
 photograph = to_pixels(Image.fromarray(load_sample_image("china.jpg")), energy.space.size, 3) / 255
-changed = ebm.sample(ebm.edit(energy, photograph, strength=0.5), [zebra])
+changed = ebm.sample(ebm.edit(energy, photograph, strength=0.4), [zebra])
 grid(torch.cat([photograph[None], changed]), columns=2).save("photograph.png")
 
 p = energy.posterior(torch.cat([images, photograph[None], changed]))[:, zebra]

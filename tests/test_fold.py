@@ -7,7 +7,7 @@ import torch
 import toys
 from torch import nn
 
-from ebm_from_clf import Langevin, convert
+from ebm_from_clf import Langevin, convert, sample
 from ebm_from_clf.fold import folded
 from ebm_from_clf.sample import draw
 
@@ -69,9 +69,15 @@ class Odd(nn.Module):
 
     def forward(self, x):
         z = self.first(x)
+        if self.kind == "changed in place":
+            z = nn.functional.hardtanh(z, -30, 30, inplace=True)
         y = self.norm(z).relu()
         if self.kind == "output used twice":
             y = y + z
+        elif self.kind == "output used twice, at times":
+            y = y + (z.abs() - 3).relu()
+        elif self.kind == "asks for its norm":
+            assert isinstance(self.norm, nn.BatchNorm2d)
         elif self.kind == "norm used twice":
             y = self.norm(y + 1)
         elif self.kind == "convolution used twice":
@@ -83,17 +89,46 @@ class Odd(nn.Module):
 
 def test_what_is_not_one_linear_map_is_left_alone():
     x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
+    probes = torch.cat([0.2 * x[:1], 4 * x[1:]])
     kept = {
         "plain": 0,
         "output used twice": 2,
-        "norm used twice": 2,
+        "output used twice, at times": 2,
+        "changed in place": 1,
+        "asks for its norm": 2,
+        "norm used twice": 1,
         "convolution used twice": 2,
         "looks into its norm": 2,
     }
     for kind, count in kept.items():
         network = randomised(Odd(kind))
-        found = folded(network, x[:1])
+        found = folded(network, probes)
         assert (norms(found), same(network, found, x)) == (count, True), kind
+
+
+def test_a_convolution_or_norm_may_be_called_by_name():
+    class Named(Odd):
+        def forward(self, x):
+            y = self.norm(input=self.first(input=x)).relu()
+            return self.head(self.other(self.second(y)).mean((2, 3)))
+
+    network = randomised(Named("plain"))
+    x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
+    found = folded(network, x)
+    assert norms(found) == 1 and same(network, found, x)
+
+
+def test_networks_without_norms_are_not_copied():
+    network = toys.smooth().classifier
+    assert folded(network, torch.zeros(1, *toys.SHAPE)) is network
+
+
+def test_sampling_works_in_inference_mode():
+    energy = convert(randomised(timm.create_model("test_resnet", num_classes=5)), size=64)
+    expected = sample(energy, [1], sampler=Langevin(2))
+    with torch.inference_mode():
+        found = sample(energy, [1], sampler=Langevin(2))
+    assert torch.equal(found, expected)
 
 
 def test_weights_that_are_computed_are_left_alone():

@@ -24,7 +24,7 @@ FLOORS = [
         "state",
         "strict_yaml",
     ],
-    ["data", "convert"],
+    ["blend", "data", "convert"],
     ["classify", "checkpoint", "evaluate", "judge", "sample", "settings"],
     ["descent", "edit", "gallery"],
     ["finetune", "named"],

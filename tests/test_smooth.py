@@ -77,10 +77,15 @@ def test_light_changes_contrast_around_gray_then_brightness(monkeypatch):
         found = lit.view(x, toys.seeded())(x)
     assert (found - (1.2 * (x - 0.5) + 0.5 + 0.1)).abs().max() < 1e-5
     n = 4000
-    light = lit.view(x[:1].expand(n, -1, -1, -1), toys.seeded(1)).light.double()
+    view = replace(lit, shift=0.4).view(x[:1].expand(n, -1, -1, -1), toys.seeded(1))
+    light = view.light.double()
     low, high = light.new_tensor([0.6, -0.2]), light.new_tensor([1.4, 0.2])
     assert (light >= low).all() and (light <= high).all()
     stats.assert_moments(light, (low + high) / 2, (high - low).square() / 12)
+    # Each is drawn on its own, apart from the other and from where the image is shifted to.
+    four = torch.cat([light, view.where[:, :, 2].double()], 1)
+    correlation = torch.corrcoef(four.T) - torch.eye(4)
+    assert correlation.abs().max() < 5 / n**0.5
 
 
 def gradients(e, u, y, n, seed):
@@ -177,7 +182,17 @@ def test_each_image_has_its_own_change():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"shift": -1}, {"zoom": (1.1, 0.8)}, {"zoom": (0, 1)}, {"noise": -1}, {"draws": 0}]
+    "wrong",
+    [
+        {"shift": -1},
+        {"zoom": (1.1, 0.8)},
+        {"zoom": (0, 1)},
+        {"noise": -1},
+        {"draws": 0},
+        {"contrast": 1},
+        {"brightness": -1},
+        {"size": 0},
+    ],
 )
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="Smoothing"):
