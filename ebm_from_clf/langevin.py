@@ -89,7 +89,7 @@ class Langevin:
         Arguments:
             n_steps: Number of steps.
         """
-        return cls(n_steps, step_size=0.085, temperature=0.0, tilt_norm=5.0)
+        return cls(n_steps, step_size=0.08, temperature=0.0, tilt_norm=5.0)
 
     @property
     def density(self) -> str:

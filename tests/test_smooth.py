@@ -12,6 +12,7 @@ from torch import nn
 from ebm_from_clf import ClassifierEnergy, Langevin, Smoothing, WhiteNoise, sample
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.noise import generators
+from ebm_from_clf.sample import draw
 from ebm_from_clf.untrained import auto_gain
 
 SHAPE = (2, 6, 8)
@@ -135,6 +136,8 @@ def test_randomness_heats_the_chain_as_much_as_it_says():
     heat = sampler.heat(e, u, y, generator=toys.seeded(8))
     spread = float(heat.std()) / n**0.5
     assert abs(float(heat.mean()) - step**2 / 4 * v) < 5 * spread + 1e-3 * v
+    drawn = draw(e, [1], n, sampler=replace(sampler, n_steps=2)).heat
+    assert abs(float(drawn.mean()) - step**2 / 4 * v) < 5 * float(drawn.std()) / n**0.5 + 1e-3 * v
     u, _ = sampler(e, u, y, generator=toys.seeded(9))
     variance = u.flatten(1).var(0).mean()
     expected = (temperature + step**2 * v / 4) / (1 - step**2 / 4)
