@@ -31,9 +31,10 @@ from torch.nn import functional
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
-from .marginal import Marginal
+from .marginal import Marginal, joint
 from .noise import normal
 from .space import check_pixels
+from .swift import Swift
 
 
 def likelihood(observed: Tensor, synthesized: Tensor) -> Tensor:
@@ -160,7 +161,8 @@ class Contrastive(nn.Module):
         generator: The generator of all its noise.
 
     Raises:
-        ValueError: If 8-bit chains are used for an energy that is not on the box.
+        ValueError: If 8-bit chains are used for an energy that is not on the box, or joint
+            scores in a gauge where they are 0.
     """
 
     def __init__(
@@ -177,7 +179,12 @@ class Contrastive(nn.Module):
         self.sampler = sampler
         self.chains = chains
         self.objective = objective or Objective()
+        if self.objective.scores == "joint" and energy.gauge == "log_softmax":
+            raise ValueError(
+                "Contrastive: in the gauge log_softmax the joint score is 0. Use gauge='raw'."
+            )
         self.generator = generator or torch.Generator().manual_seed(0)
+        self._swift: Swift | None = None
         if chains.storage == "uint8" and energy.support == "unbounded":
             raise ValueError(
                 "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
@@ -212,7 +219,7 @@ class Contrastive(nn.Module):
         """
         draw = self.chains.draw(y, generator=self.generator)
         u, fresh = draw.u, draw.fresh
-        energy = Marginal(self.energy) if self.objective.scores == "joint" else self.energy
+        energy = self._chain_energy()
         if self.chains.burn_in and fresh.any():
             first = replace(self.sampler, n_steps=self.chains.burn_in)
             u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
@@ -221,6 +228,13 @@ class Contrastive(nn.Module):
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         return Synthesized(self.energy.reference.decode(u), draw, moved)
+
+    def _chain_energy(self) -> nn.Module:
+        """Returns the energy that chains descend."""
+        if self._swift is None or not self._swift.is_current:
+            self._swift = Swift(self.energy)
+        energy = self._swift.energy()
+        return Marginal(energy) if self.objective.scores == "joint" else energy
 
     def terms(
         self,
@@ -248,13 +262,7 @@ class Contrastive(nn.Module):
             pair = whole.view(pair, self.generator)(pair)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
-        tilts = self.energy.tilts(logits[: 2 * n])
-        scores = (
-            tilts.logsumexp(1)
-            if self.objective.scores == "joint"
-            else tilts.gather(1, y.repeat(2)[:, None])[:, 0]
-        )
-        observed, synthetic = (scores / self.energy.gain).split(n)
+        observed, synthetic = self._scores(logits[: 2 * n], y.repeat(2)).split(n)
         cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
         if clean is not None:
             rest, labels = logits[2 * n :], clean[1]
@@ -263,6 +271,13 @@ class Contrastive(nn.Module):
             hits = (rest.argmax(1) == labels).float().mean()
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
+
+    def _scores(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Returns the scores of images from their logits, with shape (N)."""
+        tilts, gain = self.energy.tilts(logits), self.energy.gain
+        if self.objective.scores == "joint":
+            return joint(tilts, gain)
+        return tilts.gather(1, y[:, None])[:, 0] / gain
 
     def _observe(self, x: Tensor) -> Tensor:
         """Adds the data noise, within the support.

@@ -10,15 +10,16 @@ belong together is seen in a forward pass, and what comes out is compared with t
 on some images: one that does something else with a convolution is left as it is.
 """
 
-__all__ = ["folded"]
+__all__ = ["Folded", "fold"]
 
 import copy
 from collections import Counter
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from .modes import evaluation_mode
@@ -26,8 +27,28 @@ from .modes import evaluation_mode
 TOLERANCE = 1e-4
 
 
-def folded(network: nn.Module, x: Tensor) -> nn.Module:
-    """Returns a copy of a network without its BatchNorms, or the network itself.
+class Folded(NamedTuple):
+    """A network and its folded copy; what is not folded is shared between them.
+
+    Arguments:
+        network: The copy, or the network itself if nothing could be folded.
+        pairs: Convolutions and norms of the network, and the convolutions in their place.
+    """
+
+    network: nn.Module
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]
+
+    def refresh(self) -> None:
+        """Follows the network after its weights have changed."""
+        with torch.no_grad():
+            for convolution, norm, together in self.pairs:
+                weight, bias = _together(convolution, norm)
+                together.weight.copy_(weight)
+                cast(Tensor, together.bias).copy_(bias)
+
+
+def fold(network: nn.Module, x: Tensor) -> Folded:
+    """Copies a network without its BatchNorms.
 
     Arguments:
         network: The network. It is not changed.
@@ -35,10 +56,11 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
             (B, C, H, W).
 
     Returns:
-        A network in evaluation mode with the same output up to rounding.
+        A copy in evaluation mode with the same output up to rounding, or the network itself.
     """
+    same = Folded(network, [])
     if not any(isinstance(part, nn.BatchNorm2d) for part in network.modules()):
-        return network
+        return same
     with (
         # Tensors made in inference mode cannot be differentiated; reduced precision would hide
         # what differs.
@@ -51,15 +73,38 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
         x = x.clone()
         expected = network(x)
         try:
-            found = copy.deepcopy(network).requires_grad_(False).eval()
-            pairs = _pairs(found, x)
-            for convolution, norm in pairs:
-                _fold(found, convolution, norm)
-            close = _is_close(found(x), expected)
+            found = _copied(network, x)
+            close = _is_close(found.network(x), expected)
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # It cannot be copied, or it looks into its norms.
-            return network
-    return found if pairs and close else network
+            return same
+    return found if found.pairs and close else same
+
+
+def _copied(network: nn.Module, x: Tensor) -> Folded:
+    """Copies a network and folds what can be folded."""
+    shared = (*network.parameters(), *network.buffers())
+    copied = copy.deepcopy(network, {id(tensor): tensor for tensor in shared}).eval()
+    names = {module: name for name, module in copied.named_modules()}
+    pairs = []
+    for convolution, norm in _pairs(copied, x):
+        original = network.get_submodule(names[convolution]), network.get_submodule(names[norm])
+        pairs.append((*original, convolution))
+        _replace(copied, convolution, norm)
+    return Folded(copied, pairs)  # type: ignore[arg-type]
+
+
+def _together(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Returns the weight and the bias of the two as one convolution."""
+    return fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        cast(Tensor, norm.running_mean),
+        cast(Tensor, norm.running_var),
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:
@@ -106,14 +151,20 @@ def _are_linear(convolution: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor, output:
     expected = functional.batch_norm(
         output, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
     )
-    together = fuse_conv_bn_eval(convolution, norm)
+    together = copy.copy(convolution)
+    together._parameters = dict(convolution._parameters)
+    together.weight, together.bias = _parameters(convolution, norm)
     return _is_close(together(x), expected)
 
 
-def _fold(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _parameters(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    weight, bias = _together(convolution, norm)
+    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+
+
+def _replace(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     """Folds one norm; where it was, its activation stays."""
-    together = fuse_conv_bn_eval(convolution, norm)
-    convolution.weight, convolution.bias = together.weight, together.bias
+    convolution.weight, convolution.bias = _parameters(convolution, norm)
     # timm's norm has a drop and an activation in it.
     parts = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
     rest = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Identity)))

@@ -1,14 +1,16 @@
-r"""The energy of images whatever their class.
+r"""The energy of images whatever their class, as in JEM.
 
-.. math::
-    U(u) = |u|^2 / 2 - \log \sum_c e^{F_c(u)}, \qquad
-    p \propto q \sum_c e^{F_c} = \sum_c Z_c \, p_c
+.. math:: U(u) = |u|^2 / 2 - \gamma \log \sum_c e^{f_c(\mu + A u)}
 
-That of JEM (Grathwohl et al., 2020, https://arxiv.org/abs/1912.03263). Classes come with the
-weights :math:`Z_c`, and a chain may go from one to another.
+At gain 1 this is the sum of the densities of all classes, :math:`p \propto \sum_c Z_c \, p_c`. A
+chain may go from one class to another.
+
+References:
+    | Your classifier is secretly an energy based model (Grathwohl et al., 2020),
+    | https://arxiv.org/abs/1912.03263
 """
 
-__all__ = ["Marginal"]
+__all__ = ["Marginal", "joint"]
 
 from collections.abc import Callable
 
@@ -16,6 +18,16 @@ from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
 from .noise import Randomness
+
+
+def joint(tilts: Tensor, gain: float) -> Tensor:
+    r"""Returns the score :math:`\log \sum_c e^{f_c}` from tilts, with shape (B).
+
+    Arguments:
+        tilts: The tilts of all classes, with shape (B, K).
+        gain: The gain in them.
+    """
+    return (tilts / gain).logsumexp(1)
 
 
 class Marginal(nn.Module):
@@ -36,7 +48,7 @@ class Marginal(nn.Module):
             u: Whitened coordinates, with shape (B, C, H, W).
             y: Not looked at.
         """
-        return u.flatten(1).square().sum(1) / 2 - self.energy.all_tilts(u).logsumexp(1)
+        return self._value(u, self.energy.all_tilts(u))
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy whose smoothed score is estimated by changes drawn now.
@@ -48,10 +60,12 @@ class Marginal(nn.Module):
         views = self.energy.views(u, generator)
         if views is None:
             return self
-        return lambda u, y: (
-            u.flatten(1).square().sum(1) / 2 - self.energy.all_tilts(u, views).logsumexp(1)
-        )
+        return lambda u, y: self._value(u, self.energy.all_tilts(u, views))
 
     def confine(self, u: Tensor) -> Tensor:
         """Returns u with its pixels brought back into the support."""
         return self.energy.confine(u)
+
+    def _value(self, u: Tensor, tilts: Tensor) -> Tensor:
+        gain = self.energy.gain
+        return u.flatten(1).square().sum(1) / 2 - gain * joint(tilts, gain)

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from .blend import STRIDE, Blend, check, targets
 from .energy import ClassifierEnergy
-from .fold import folded
 from .langevin import Langevin
 from .modes import sharing
 from .noise import generators
 from .start import ReferenceStart
+from .swift import Swift
 
 PIXELS_AT_ONCE = 400_000
 UNTUNED = Langevin(n_steps=100)
@@ -154,7 +154,7 @@ def stream(
     """
     check(energy, classes, n, seed)
     sampler = sampler or energy.sampler or UNTUNED
-    energy = _swift(energy)
+    energy = Swift(energy).energy()
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
     done = skip
@@ -190,18 +190,6 @@ def _stages(energy: ClassifierEnergy, sampler: Langevin) -> list[tuple[Classifie
     coarse = sharing(energy)
     coarse.smoothing = replace(energy.smoothing, size=energy.coarse.size)
     return [(coarse, energy.coarse.n_steps), (energy, sampler.n_steps)]
-
-
-def _swift(energy: ClassifierEnergy) -> ClassifierEnergy:
-    """Returns an energy that differs by rounding only and whose steps cost less."""
-    mean, generator = energy.reference.mean, torch.Generator().manual_seed(0)
-    field = energy.reference.sample(3, generator=generator) - mean
-    noise = torch.rand(mean.shape, generator=generator)[None].to(mean)
-    # Pale, plain and harsh images, and one without any structure.
-    x = torch.cat([mean + field.new_tensor([0.15, 1, 4]).view(3, 1, 1, 1) * field, noise])
-    found = sharing(energy)
-    found.classifier = folded(energy.classifier, energy.space(x))
-    return found
 
 
 def _chain(

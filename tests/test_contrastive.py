@@ -91,14 +91,19 @@ def test_gradient_of_the_drop_in_is_the_formula():
 
 
 def test_joint_scores_are_those_of_all_classes_together():
-    """The score is the mean of those of the classes under the posterior of gain times f."""
+    """The gradient is the mean of those of the classes under the posterior."""
     energy = toys.linear()
     u = torch.randn(5, *toys.SHAPE, generator=toys.seeded(4))
     y = torch.zeros(5, dtype=torch.int64)
     value, score = energy_and_score(Marginal(energy), u, y)
     x = energy.reference.decode(u)
-    assert torch.allclose(value, energy.free_energy(x))
-    weights = (energy.gain * energy.logits(x)).softmax(1)
+    weights = energy.posterior(x)
+    energy.gain, gain = 1.0, energy.gain
+    at_gain_1, _ = energy_and_score(Marginal(energy), u, y)
+    assert torch.allclose(at_gain_1, energy.free_energy(x))
+    extra = (1 - gain) * energy.logits(x).logsumexp(1)
+    assert (value - at_gain_1 - extra).abs().max() < 1e-5
+    energy.gain = gain
     each = torch.stack([energy_and_score(energy, u, y + c)[1] for c in range(3)])
     expected = (weights.T[:, :, None] * each.flatten(2)).sum(0)
     assert (score.flatten(1) - expected).abs().max() < 1e-5

@@ -8,7 +8,7 @@ import toys
 from torch import nn
 
 from ebm_from_clf import Langevin, convert, sample
-from ebm_from_clf.fold import folded
+from ebm_from_clf.fold import Folded, fold
 from ebm_from_clf.sample import draw
 
 
@@ -42,7 +42,7 @@ def test_resnets_and_efficientnets_lose_every_norm_and_compute_the_same():
         network = randomised(timm.create_model(name, num_classes=5))
         x = torch.randn(2, 3, 64, 64, generator=toys.seeded())
         before = {k: v.clone() for k, v in network.state_dict().items()}
-        found = folded(network, x[:1])
+        found = fold(network, x[:1]).network
         assert norms(network) > 0 and norms(found) == 0 and same(network, found, x)
         assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
         a, b = (
@@ -53,6 +53,18 @@ def test_resnets_and_efficientnets_lose_every_norm_and_compute_the_same():
             )
         )
         assert (a - b).abs().max() < 1e-3 * a.abs().max()
+
+
+def test_the_copy_follows_the_network_and_shares_the_rest():
+    network = randomised(timm.create_model("test_resnet", num_classes=5))
+    x = torch.randn(2, 3, 64, 64, generator=toys.seeded())
+    found = fold(network, x)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.mul_(1.1)
+    assert not same(network, found.network, x)
+    found.refresh()
+    assert same(network, found.network, x) and found.network.fc.weight is network.fc.weight
 
 
 class Odd(nn.Module):
@@ -102,7 +114,7 @@ def test_what_is_not_one_linear_map_is_left_alone():
     }
     for kind, count in kept.items():
         network = randomised(Odd(kind))
-        found = folded(network, probes)
+        found = fold(network, probes).network
         assert (norms(found), same(network, found, x)) == (count, True), kind
 
 
@@ -114,13 +126,13 @@ def test_a_convolution_or_norm_may_be_called_by_name():
 
     network = randomised(Named("plain"))
     x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
-    found = folded(network, x)
+    found = fold(network, x).network
     assert norms(found) == 1 and same(network, found, x)
 
 
 def test_networks_without_norms_are_not_copied():
     network = toys.smooth().classifier
-    assert folded(network, torch.zeros(1, *toys.SHAPE)) is network
+    assert fold(network, torch.zeros(1, *toys.SHAPE)).network is network
 
 
 def test_sampling_works_in_inference_mode():
@@ -135,7 +147,7 @@ def test_weights_that_are_computed_are_left_alone():
     network = randomised(Odd("plain"))
     network.first = nn.utils.parametrizations.weight_norm(network.first)
     x = torch.randn(2, 3, 16, 16, generator=toys.seeded())
-    assert same(network, folded(network, x), x)
+    assert same(network, fold(network, x).network, x)
 
 
 def test_samples_are_those_of_the_network_itself(monkeypatch):
@@ -144,8 +156,8 @@ def test_samples_are_those_of_the_network_itself(monkeypatch):
     sampler = Langevin(n_steps=5)
     found = draw(energy, [0, 3], 2, sampler=sampler)
     assert energy.classifier is network and norms(network) > 0
-    module = importlib.import_module("ebm_from_clf.sample")
-    monkeypatch.setattr(module, "folded", lambda network, x: network)
+    module = importlib.import_module("ebm_from_clf.swift")
+    monkeypatch.setattr(module, "fold", lambda network, x: Folded(network, []))
     expected = draw(energy, [0, 3], 2, sampler=sampler)
     assert not torch.equal(found.images, expected.images)
     assert (found.images - expected.images).abs().max() < 1e-3

@@ -9,7 +9,7 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy"],
-    ["langevin", "chains", "marginal"],
+    ["langevin", "chains", "marginal", "swift"],
     ["contrastive", "untrained"],
     ["parts"],
     [
