@@ -81,7 +81,8 @@ class Objective:
         trim: Fraction of synthesized images left out, those of the lowest scores.
         square: Weight of the mean squared score on both sides, which keeps scores bounded.
         scores: Whether chains and scores are those of a class, or of all of them together as in
-            JEM; see :class:`Marginal`.
+            JEM; see :class:`Marginal`. Samples of a class are drawn from its own energy all the
+            same, which joint learning shapes through the cross-entropy alone.
         data_noise: Standard deviation of the noise on observed images, in pixels.
         cross_entropy: Weight of the cross-entropy on clean images.
         label_smoothing: Label smoothing of the cross-entropy.
@@ -231,7 +232,7 @@ class Contrastive(nn.Module):
 
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""
-        if self._swift is None or not self._swift.is_current:
+        if self._swift is None or not self._swift.serves(self.energy):
             self._swift = Swift(self.energy)
         energy = self._swift.energy()
         return Marginal(energy) if self.objective.scores == "joint" else energy

@@ -12,6 +12,7 @@ __all__ = ["Descent"]
 import math
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -89,7 +90,9 @@ class Descent:
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), largest)
         self.optimizer.step()
         self.average.update(self.classifier, update + 1)
-        return norm
+        # In float16 the scale of the gradient is found by trial; no harm is done.
+        skipped = getattr(self.optimizer, "step_was_skipped", False)
+        return torch.zeros_like(norm) if skipped else norm
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the weights, their average, and the optimiser's memory."""

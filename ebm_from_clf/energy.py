@@ -164,13 +164,23 @@ class ClassifierEnergy(nn.Module):
             u: Whitened coordinates, with shape (B, C, H, W).
             views: The changes. `None` for some that are the same at every call.
         """
+        found = self.each_tilts(u, views)
+        return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
+    def each_tilts(self, u: Tensor, views: Sequence[View] | None = None) -> list[Tensor]:
+        """Returns the tilts of all classes under each change, with shapes (B, K).
+
+        Arguments:
+            u: Whitened coordinates, with shape (B, C, H, W).
+            views: The changes. `None` for some that are the same at every call.
+        """
         # Full precision for the pixels; only the network follows the caller's autocast.
         with torch.autocast(u.device.type, enabled=False):
             x = self.reference.decode(u)
         if self.smoothing is None:
-            return self.tilts(self.classify(x))
+            return [self.tilts(self.classify(x))]
         views = self.smoothing.fixed(u) if views is None else views
-        return torch.stack([self.tilts(self.classify(view(x))) for view in views]).mean(0)
+        return [self.tilts(self.classify(view(x))) for view in views]
 
     def classify(self, x: Tensor, wrapper: nn.Module | None = None) -> Tensor:
         """Returns the classifier's own logits f(x), with shape (B, K), without any check.

@@ -97,7 +97,7 @@ class Finetuner:
             "update": self.update,
             "seconds": self.seconds,
             "guard": self.guard.state_dict(),
-            "lines": self.journal.lines,
+            "journal": self.journal.state_dict(),
             "generator": self.generator.get_state(),
             **self._parts(),
         }
@@ -111,7 +111,7 @@ class Finetuner:
         self.notes, self.update, self.seconds = state["notes"], state["update"], state["seconds"]
         self._written = self.update
         self.guard.load_state_dict(state["guard"])
-        self.journal.lines = list(state["lines"])
+        self.journal.load_state_dict(state["journal"])
         self.generator.set_state(state["generator"])
         self._restore(state)
 

@@ -32,7 +32,7 @@ class GuardSettings:
     Arguments:
         max_gap: Largest mean gap between observed and synthesized scores, in logits.
         max_score: Largest mean score or loss, of either sign.
-        max_lag: Largest lag of a single chain's score behind the mean of the observed ones, in
+        max_lag: Largest lag of a single chain's score behind the lowest of the observed ones, in
             logits; beyond it the chain is lost, and begun anew.
         max_lost: Largest mean fraction of chains that are lost.
         min_move: Least mean distance of the steps of an update, in standard deviations of the
@@ -100,8 +100,7 @@ class Guard:
             observed: The scores of observed images, with shape (N).
             synthesized: Those of the chains, with shape (M).
         """
-        # Not `<`: a score that is not a number is lost too.
-        return ~(synthesized > observed.mean() - self.settings.max_lag)
+        return synthesized < observed.min() - self.settings.max_lag
 
     def fault(self, line: dict[str, float]) -> str:
         """Returns what is wrong with a run and what to do about it, or nothing.
@@ -128,7 +127,7 @@ class Guard:
                 f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits. Lower "
                 "the learning rate, take more Langevin steps, or match the stem to the image size"
             )
-        if line["moved"] < limits.min_move:
+        if not line["moved"] >= limits.min_move:
             return (
                 f"chains are frozen: they move by {line['moved']:.1g}. Raise the Langevin step or "
                 "the temperature; with a box, look whether they stick to its border"

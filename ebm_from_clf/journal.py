@@ -12,6 +12,7 @@ __all__ = ["Journal"]
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ class Journal:
         Arguments:
             numbers: What else belongs to it, such as `update` and `seconds`.
         """
-        table = torch.stack(self._pending)
+        table = torch.stack([row.cpu() for row in self._pending])
         self._pending = []
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
@@ -80,6 +81,18 @@ class Journal:
         }
         self.lines.append(line)
         return line
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the lines, and the updates that no line was made of yet."""
+        return {"lines": self.lines, "pending": self._pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of :meth:`state_dict`.
+
+        Arguments:
+            state: The state.
+        """
+        self.lines, self._pending = list(state["lines"]), list(state["pending"])
 
     def write(self, folder: Path, *, anew: bool = False) -> None:
         """Writes the last line to `metrics.jsonl`; numbers that are not finite become null.

@@ -14,10 +14,12 @@ __all__ = ["Marginal", "joint"]
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
 from .noise import Randomness
+from .smooth import View
 
 
 def joint(tilts: Tensor, gain: float) -> Tensor:
@@ -48,7 +50,7 @@ class Marginal(nn.Module):
             u: Whitened coordinates, with shape (B, C, H, W).
             y: Not looked at.
         """
-        return self._value(u, self.energy.all_tilts(u))
+        return self._value(u, None)
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy whose smoothed score is estimated by changes drawn now.
@@ -60,12 +62,14 @@ class Marginal(nn.Module):
         views = self.energy.views(u, generator)
         if views is None:
             return self
-        return lambda u, y: self._value(u, self.energy.all_tilts(u, views))
+        return lambda u, y: self._value(u, views)
 
     def confine(self, u: Tensor) -> Tensor:
         """Returns u with its pixels brought back into the support."""
         return self.energy.confine(u)
 
-    def _value(self, u: Tensor, tilts: Tensor) -> Tensor:
+    def _value(self, u: Tensor, views: list[View] | None) -> Tensor:
         gain = self.energy.gain
-        return u.flatten(1).square().sum(1) / 2 - gain * joint(tilts, gain)
+        # The mean of the scores of the changes, not the score of a mean: it is what learning sees.
+        scores = [joint(tilts, gain) for tilts in self.energy.each_tilts(u, views)]
+        return u.flatten(1).square().sum(1) / 2 - gain * torch.stack(scores).mean(0)

@@ -167,6 +167,8 @@ class Settings:
             raise ValueError(
                 f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."
             )
+        if self.sampler.n_steps < 1:
+            raise ValueError("Settings: `sampler` must make 1 step or more in an update.")
         if self.batch_size > self.chains.per_class:
             raise ValueError(
                 f"Settings: a batch may hold {self.batch_size} images of one class, but `chains` "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .errors import UsageError
 
-FORMAT = "3"
+FORMAT = "4"
 
 
 def write_state(place: str | Path, state: dict[str, Any]) -> None:

@@ -24,12 +24,20 @@ class Swift:
     def __init__(self, energy: ClassifierEnergy) -> None:
         self.source = energy
         self._folded = fold(energy.classifier, energy.space(_probes(energy)))
-        self._of = energy.classifier
+        self._made_of = _tensors(energy)
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the energy still has the classifier that this was made of."""
-        return self.source.classifier is self._of
+    def serves(self, energy: ClassifierEnergy) -> bool:
+        """Tells whether this was made of an energy and of the tensors that it has now.
+
+        Arguments:
+            energy: The energy.
+        """
+        now = _tensors(energy)
+        same = len(now) == len(self._made_of) and all(
+            a is b and kind == other
+            for (a, *kind), (b, *other) in zip(now, self._made_of, strict=True)
+        )
+        return self.source is energy and same
 
     def energy(self) -> ClassifierEnergy:
         """Returns the swift energy, with everything as it is now."""
@@ -37,6 +45,12 @@ class Swift:
         found = sharing(self.source)
         found.classifier = self._folded.network
         return found
+
+
+def _tensors(energy: ClassifierEnergy) -> list[tuple[Tensor, torch.device, torch.dtype]]:
+    """Returns the tensors of the classifier; one that is moved stays itself."""
+    found = (*energy.classifier.parameters(), *energy.classifier.buffers())
+    return [(value, value.device, value.dtype) for value in found]
 
 
 def _probes(energy: ClassifierEnergy) -> Tensor:

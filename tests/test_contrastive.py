@@ -108,6 +108,9 @@ def test_joint_scores_are_those_of_all_classes_together():
     expected = (weights.T[:, :, None] * each.flatten(2)).sum(0)
     assert (score.flatten(1) - expected).abs().max() < 1e-5
     assert (each[0].flatten(1) - expected).abs().max() > 1e-2
+    found = drop_in(energy, scores="joint").synthesize(Y).images
+    assert torch.equal(found, drop_in(energy, scores="joint").synthesize((Y + 1) % 3).images)
+    assert not torch.equal(found, drop_in(energy).synthesize(Y).images)
     gen = drop_in(energy, data_noise=0.0, scores="joint")
     terms = gen.terms(X, Y, X.flip(0))
     terms.contrast.backward()

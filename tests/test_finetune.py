@@ -15,7 +15,7 @@ from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
-from ebm_from_clf.guard import GuardSettings
+from ebm_from_clf.guard import Guard, GuardSettings
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
 from ebm_from_clf.settings import ChainSettings, StartSettings
@@ -107,6 +107,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(digits):
     second.load_state_dict(state)
     second.run()
     assert second.update == 6
+    lines = [[line | {"seconds": 0} for line in t.journal.lines] for t in (whole, second)]
+    assert lines[0] == lines[1]
     assert torch.equal(second.chains.state, whole.chains.state)
     pairs = zip(
         second.energy.classifier.parameters(), whole.energy.classifier.parameters(), strict=True
@@ -211,25 +213,54 @@ def test_a_healthy_run_is_left_alone(digits):
     assert all(line["lost"] == 0 and 0 < line["auc"] < 1 for line in tuner.journal.lines)
 
 
-def test_chains_of_a_class_that_got_lost_are_begun_anew(digits):
-    """One class is gone: five of its chains are not numbers."""
-    options = QUICK | {"chains": ChainSettings(per_class=20, restart_rate=0.0, burn_in=0)}
-    e = energy(digits)
-    tuner = Finetuner(e, digits, Settings(updates=20, log_every=20, **options))
+def test_lost_chains_are_begun_anew(digits):
+    tuner = Finetuner(energy(digits), digits, Settings(updates=8, log_every=4, **QUICK))
+    tuner.guard.lost = lambda observed, synthesized: synthesized < synthesized.median()
+    tuner.guard.fault = lambda line: ""
+    noted = []
+    begin_anew = tuner.chains.begin_anew
+
+    def note(draw, where):
+        begin_anew(draw, where)
+        age = tuner.chains.age[draw.y, draw.slot]
+        noted.append((where.float().mean(), age[where].sum(), age[~where].min()))
+
+    tuner.chains.begin_anew = note
     tuner.run()
-    state, y = tuner.chains.state, torch.full((20,), 3)
-    tuner.gen.synthesize(y)  # each has begun
-    state[3, :5] = float("nan")
-    synthesized = tuner.gen.synthesize(y)
-    with torch.no_grad():
-        scores = e.classify(synthesized.images)[:, 3]
-    spoilt = torch.isin(synthesized.draw.slot, torch.arange(5))
-    found = tuner.guard.lost(torch.full((4,), float(scores[~spoilt].mean())), scores)
-    assert torch.equal(found, spoilt)
-    tuner.chains.begin_anew(synthesized.draw, found)
-    assert tuner.chains.age[3, :5].max() == 0 and tuner.chains.age[3, 5:].min() > 0
-    again = tuner.gen.synthesize(y)
-    assert again.images.isfinite().all() and tuner.chains.state[3].isfinite().all()
+    shares, lost, others = (torch.stack(column) for column in zip(*noted, strict=True))
+    assert len(noted) == 8 and shares.min() > 0.3 and lost.sum() == 0 and others.min() == 1
+    assert tuner.journal.lines[0]["lost"] == pytest.approx(float(shares[:4].mean()))
+
+
+def test_a_chain_is_lost_behind_all_data_only():
+    guard = Guard(GuardSettings(max_lag=20.0))
+    scores = torch.tensor([40.0] * 20 + [4.0] * 4)
+    assert not guard.lost(scores, scores).any()
+    assert guard.lost(scores, scores - 30).tolist() == [False] * 20 + [True] * 4
+
+
+HEALTHY = dict(gradient=1.0, worst=3.0, mean_gap=0.1, lost=0.0, moved=0.03, update=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"gradient": float("nan")}, "gradient is not finite"),
+        ({"worst": float("inf")}, "score or loss is not finite"),
+        ({"worst": 2e3}, "ran away"),
+        ({"lost": 0.4}, "40% of the chains are lost"),
+        ({"mean_gap": 2.5}, "fell behind the data, the gap is 2.5"),
+        ({"moved": 1e-7}, "frozen"),
+        ({"moved": float("nan")}, "frozen"),
+    ],
+)
+def test_each_fault_has_its_name(change, name):
+    guard = Guard(GuardSettings(rollbacks=0))
+    assert guard.fault(HEALTHY) == ""
+    fault = guard.fault(HEALTHY | change)
+    assert name in fault
+    with pytest.raises(Diverged, match="at update 10 after 0 rollbacks"):
+        guard.roll_back(fault, HEALTHY | change)
 
 
 def test_divergence_is_reported_not_masked(digits):

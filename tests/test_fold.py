@@ -1,5 +1,6 @@
 """Networks without their BatchNorms compute the same; those that cannot lose them keep them."""
 
+import copy
 import importlib
 
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 from ebm_from_clf import Langevin, convert, sample
 from ebm_from_clf.fold import Folded, fold
 from ebm_from_clf.sample import draw
+from ebm_from_clf.swift import Swift
 
 
 def norms(network):
@@ -67,6 +69,21 @@ def test_the_copy_follows_the_network_and_shares_the_rest():
     assert same(network, found.network, x) and found.network.fc.weight is network.fc.weight
 
 
+def test_other_tensors_or_another_place_make_another_copy():
+    def changed(change):
+        energy = convert(timm.create_model("test_resnet", num_classes=5), size=64)
+        swift = Swift(energy)
+        assert swift.serves(energy) and not swift.serves(copy.copy(energy))
+        change(energy.classifier)
+        return not swift.serves(energy)
+
+    state = dict(timm.create_model("test_resnet", num_classes=5).state_dict())
+    assert changed(lambda network: network.load_state_dict(dict(state), assign=True))
+    assert changed(lambda network: network.reset_classifier(7))
+    assert changed(lambda network: network.double())
+    assert not changed(lambda network: network.load_state_dict(state))
+
+
 class Odd(nn.Module):
     """A norm after a convolution whose output, or whose weights, also go elsewhere."""
 
@@ -116,6 +133,10 @@ def test_what_is_not_one_linear_map_is_left_alone():
         network = randomised(Odd(kind))
         found = fold(network, probes).network
         assert (norms(found), same(network, found, x)) == (count, True), kind
+        # The same verdict where norms do nothing yet and the head is 0: weights may learn.
+        new = Odd(kind).eval()
+        nn.init.zeros_(new.head.weight), nn.init.zeros_(new.head.bias)
+        assert norms(fold(new, probes).network) == count, kind
 
 
 def test_a_convolution_or_norm_may_be_called_by_name():
