@@ -16,7 +16,7 @@ from skimage import data
 from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
-from ebm_from_clf import Smoothing, WhiteNoise, convert
+from ebm_from_clf import Langevin, Smoothing, WhiteNoise, convert
 from ebm_from_clf.convert import create_classifier, space_of
 from ebm_from_clf.folder import to_pixels
 from ebm_from_clf.judge import diversity, features
@@ -35,7 +35,10 @@ def photographs(size):
 
 
 def energy_of(name, row):
-    energy = convert(name, smoothing=Smoothing())
+    energy = convert(name, smoothing=Smoothing(), gain="auto" if row == "cooled" else 1.0)
+    if row == "cooled":
+        # A density, at a temperature below 1.
+        energy.sampler = Langevin(100, 0.3, temperature=0.05)
     if row == "white":
         # What classifier-EBMs do: white noise, the network as it is; sampler and stages the same.
         still = Smoothing(0, (1, 1), 0, 0, 0, 0)
@@ -66,7 +69,8 @@ def main():
     parser.add_argument("--classes", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--draw", type=int, default=0, help="seed of the choice of classes")
-    parser.add_argument("--rows", nargs="+", choices=["spectral", "white"], default=["spectral"])
+    rows = ["spectral", "cooled", "white"]
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows[:1])
     parser.add_argument("--grid", help="folder for a picture of each row")
     a = parser.parse_args()
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(a.draw))
@@ -79,6 +83,7 @@ def main():
         seconds = time.perf_counter() - begin
         numbers = judged(judge, space, found.images, found.classes, photographs(space.size))
         numbers["saturated"] = float(found.saturated.mean())
+        numbers["heat"] = float(found.heat.mean())
         numbers["seconds_for_8"] = seconds / len(found.images) * 8
         print(json.dumps({"energy": a.energy, "reference": row, **numbers}))
         if a.grid:
