@@ -7,8 +7,9 @@ gain 1 a chain hardly feels the classifier. Two remedies, for any network: steps
 .. math:: \gamma = r \sqrt{D} \, / \, |B_1|
 
 at which the tilt B of chains at their starts has the norm r per square root of a dimension,
-:math:`B_1` being that of gain 1. That is a density like any other. With r = 1 the tilt moves an
-image by a standard deviation of q, and a cooled chain, T = 0.05, shows pictures of it.
+:math:`B_1` being that of gain 1. That is a density like any other. With r = 0.5 the tilt at the
+start moves an image by half a standard deviation of q, and a cooled chain, T = 0.05, shows
+pictures of it.
 """
 
 __all__ = ["NORM", "auto_gain", "prepare"]
@@ -24,7 +25,7 @@ from .smooth import Coarse, Smoothing
 from .start import ReferenceStart
 
 CONTRAST = 0.15
-NORM = 1.0
+NORM = 0.5
 
 
 def prepare(energy: ClassifierEnergy) -> None:
