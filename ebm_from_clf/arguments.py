@@ -160,9 +160,8 @@ def convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--gauge", type=Gauge, default="raw", help="Common shift of the logits.")
     parser.add_argument(
         "--gain",
-        type=PositiveFloat | Literal["auto"],
-        default=1.0,
-        help="Gain on the logits; auto measures one.",
+        type=PositiveFloat | Literal["auto"] | None,
+        help="Gain on the logits; auto measures one. 1 by default, auto with --smoothing.",
     )
     parser.add_argument(
         "--smoothing",

@@ -48,7 +48,8 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         place: The folder; it must not exist, or be empty.
 
     Raises:
-        UsageError: If the folder is taken, cannot be written, or timm did not make the classifier.
+        UsageError: If the folder is taken, cannot be written, timm did not make the classifier,
+            or the energy is one of :func:`edit`.
     """
     classifier = energy.classifier
     if not hasattr(classifier, "pretrained_cfg"):
@@ -56,11 +57,9 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
             f"save: {type(classifier).__name__} is not a timm model, so timm could not read it "
             "back. Build it with timm.create_model."
         )
-    if energy.kept is not None:
-        warnings.warn(
-            "save: the region of `edit` is not kept; save the energy itself", stacklevel=2
-        )
     start = type(energy.start).__name__
+    if start == "PhotoStart":
+        raise UsageError("save: an edit is about one photograph. Save the energy it was made of.")
     if energy.start is not None and start not in KEPT_STARTS:
         warnings.warn(f"save: a {start} is not kept; set energy.start after loading", stacklevel=2)
     tensors = {f"reference.{k}": v for k, v in energy.reference.arguments.items()}

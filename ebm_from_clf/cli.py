@@ -46,7 +46,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
-from .untrained import NORM
+from .untrained import NORM, SAMPLER
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -138,16 +138,16 @@ def _doctor(a: Namespace) -> None:
         if result.ok:
             gain = _gain(classifier, a)
             print(
-                f"  at gain 1 the norm of the tilt B is {NORM / gain:.2g} of that of noise; "
-                f"--gain auto takes {gain:.3g}"
+                f"  smoothed, a gradient at gain 1 has {NORM / gain:.2g} of the norm of noise; "
+                f"`sample` takes the gain {gain:.3g}"
             )
     if not result.ok:
         raise UsageError(result.refusal)
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:
-    """Returns what `convert --gain auto` would take."""
-    return convert(classifier, size=a.size, gain="auto").gain
+    """Returns the gain that `sample` would take."""
+    return convert(classifier, size=a.size, smoothing=Smoothing()).gain
 
 
 def _convert(a: Namespace) -> None:
@@ -175,6 +175,13 @@ def _sample(a: Namespace) -> None:
     energy = open_energy(a.model, a.reference)
     classes = find_classes(a.classes, energy)
     sampler = energy.sampler or UNTUNED
+    if sampler == SAMPLER:
+        print(f"never trained to generate: short chains for {sampler.density}, not draws of p")
+    elif energy.sampler is None:
+        print(
+            "never trained to generate: these are draws of q, faintly tilted. For pictures, give "
+            "the name of the classifier, or convert it with --smoothing true."
+        )
     if a.steps is not None:
         sampler = replace(sampler, n_steps=a.steps)
     if a.start is None and (a.mask is not None or a.strength is not None):
@@ -182,13 +189,6 @@ def _sample(a: Namespace) -> None:
     if a.start is not None:
         energy = open_photograph(energy, a.start, a.strength, a.mask, sampler)
         sampler = energy.sampler
-    if sampler.tilt_norm is not None:
-        print("never trained to generate: these are examples of what it looks for, not draws of p")
-    elif energy.sampler is None:
-        print(
-            "never trained to generate: these are draws of q, faintly tilted. For pictures, give "
-            "the name of the classifier, or convert it with --smoothing true."
-        )
     write_samples(
         energy,
         classes,
@@ -205,7 +205,7 @@ def _sample(a: Namespace) -> None:
 def _evaluate(a: Namespace) -> None:
     """Measures accuracy and calibration on held-out data."""
     with publish(a.output) as folder:
-        energy = open_energy(a.model)
+        energy = open_energy(a.model, smoothing=None)
         channels, *size = energy.space.shape
         data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
         by_name(data, energy.class_names)

@@ -120,7 +120,7 @@ def convert(
     space: PixelSpace | None = None,
     size: int | tuple[int, int] | None = None,
     gauge: Gauge = "raw",
-    gain: float | Literal["auto"] = 1.0,
+    gain: float | Literal["auto"] | None = None,
     support: Support = "unbounded",
     smoothing: Smoothing | None = None,
     **kwargs: Any,  # noqa: ANN401
@@ -135,11 +135,13 @@ def convert(
         space: The map from pixels to its input. `None` to read it from its `pretrained_cfg`.
         size: The size of an image, in pixels. `None` for the one in its config.
         gauge: The common shift of the logits; see :class:`ClassifierEnergy`.
-        gain: The gain on the logits; `auto` to measure one, see :func:`auto_gain`.
+        gain: The gain on the logits; `auto` to measure one, see :func:`auto_gain`. `None` for
+            `auto` with a smoothing, for 1 without. With a smoothing and a much smaller gain than
+            `auto`, images are draws of q and little else.
         support: The images that the model lives on.
         smoothing: The changes that scores are averaged over. `None` for none, as for a classifier
             that will be fine-tuned. With `Smoothing()` the energy also gets starts, a coarse
-            stage and a sampler that show what the classifier looks for as it is.
+            stage and a sampler of low temperature, for pictures from the classifier as it is.
         kwargs: Handed to `timm.create_model` with a name.
 
     Returns:
@@ -167,7 +169,7 @@ def convert(
         reference,
         space,
         gauge=gauge,
-        gain=1.0 if gain == "auto" else gain,
+        gain=1.0 if gain is None or gain == "auto" else gain,
         support=support,
         smoothing=smoothing,
     )
@@ -175,7 +177,7 @@ def convert(
     energy.class_names = class_names(classifier)
     if smoothing is not None:
         prepare(energy)
-    if gain == "auto":
+    if gain == "auto" or (gain is None and smoothing is not None):
         energy.gain = auto_gain(energy)
     return energy
 

@@ -1,14 +1,20 @@
 r"""Changing a photograph: chains that begin at it, and keep a region of it.
 
-A chain of strength s begins at :math:`(1 - s) x_0 + s x`, between the photograph and a start of
-the energy, and makes the fraction s of its steps: 0 gives the photograph back, 1 forgets it. With
-a mask the pixels of a region are put back after every step. That keeps them exactly; the rest
-follows the energy given them, approximately where the reference correlates pixels.
+The reference is replaced by what it becomes once the photograph :math:`x_0` was seen through
+noise of its own covariance, :math:`\Sigma = A A^\top`, times s / (1 - s):
+
+.. math:: q(x \mid x_0) = \mathcal{N}\big((1 - s) x_0 + s \mu, \; s \Sigma\big)
+
+a Gaussian between the photograph alone, at the strength s = 0, and q, at s = 1. The energy of
+changes, :math:`e^{F_c(x)} q(x \mid x_0)`, is a model like any other; its chains begin between the
+photograph and a start of the energy. With a mask the pixels of a region are put back after every
+step. That keeps them exactly; the rest follows the energy given them, approximately where the
+reference correlates pixels. Chains are as short as those of the energy.
 """
 
 __all__ = ["PhotoStart", "edit"]
 
-from dataclasses import replace
+import math
 from typing import Any
 
 import torch
@@ -18,10 +24,12 @@ from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .modes import sharing
 from .noise import Randomness
-from .sample import UNTUNED
+from .reference import Reference
 from .space import check_pixels
 from .start import ReferenceStart, Start
 from .support import Kept
+
+LEAST = 1e-12  # so that A of strength 0 has an inverse
 
 
 class PhotoStart(Start):
@@ -65,8 +73,7 @@ def edit(
         image: The photograph, pixels in [0, 1], with shape (C, H, W).
         strength: How much of it may change: 0 nothing, 1 everything.
         mask: True where it is kept, with shape (H, W). `None` for nowhere.
-        sampler: How chains move at strength 1. `None` for that of the energy, or
-            100 steps at T = 1.
+        sampler: How chains move. `None` for that of the energy, or 100 steps at T = 1.
 
     Raises:
         TypeError: If the image is not floating point.
@@ -87,8 +94,14 @@ def edit(
     found.start = PhotoStart(image, start, strength)
     if mask is not None:
         found.kept = Kept(image, mask.to(image.device, torch.bool))
-    sampler = sampler or energy.sampler or UNTUNED
-    found.sampler = replace(sampler, n_steps=round(strength * sampler.n_steps))
-    if energy.coarse is not None:
-        found.coarse = energy.coarse._replace(n_steps=round(strength * energy.coarse.n_steps))
+    found.reference = _near(energy.reference, image, max(strength, LEAST))
+    found.sampler = sampler or energy.sampler
     return found
+
+
+def _near(reference: Reference, image: Tensor, strength: float) -> Reference:
+    """Returns q given that a photograph was seen through noise."""
+    arguments = reference.arguments
+    arguments["mean"] = (1 - strength) * image + strength * reference.mean
+    arguments["scale"] = math.sqrt(strength) * reference.scale
+    return type(reference)(**{name: value.cpu() for name, value in arguments.items()}).to(image)

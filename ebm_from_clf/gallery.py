@@ -70,6 +70,7 @@ def write_samples(
     sampler = sampler or energy.sampler or UNTUNED
     folder = Path(output)
     check(energy, classes, n, seed)
+    strength = getattr(energy.start, "strength", None)
     settings = {
         "classes": [list(weights(blend).items()) for blend in classes],
         "n": n,
@@ -82,6 +83,7 @@ def write_samples(
         "support": energy.support,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "start": type(energy.start).__name__,
+        "strength": None if strength is None else round(float(strength), 6),
         "weights": _weights(energy),
     }
     with claim(folder):

@@ -84,7 +84,8 @@ class Langevin:
         """Returns a sampler for classifiers that were never trained to generate.
 
         Each step goes as far, whatever the norm of the gradient, so that nothing depends on the
-        scale of the logits. There is no noise and no density: images are examples, not draws of p.
+        scale of the logits, and no gain is needed. There is no noise and no density: images are
+        examples of what the classifier looks for, not draws of p.
 
         Arguments:
             n_steps: Number of steps.

@@ -20,6 +20,8 @@ from .smooth import Smoothing
 from .space import dequantize
 from .spectral import SpectralNoise
 
+SMOOTHED = Smoothing()
+
 
 def timm_name(name: str) -> str:
     """Returns what timm calls a classifier: a folder it wrote has a prefix.
@@ -53,12 +55,15 @@ def open_classifier(
     return convert(classifier, reference=reference, **options)
 
 
-def open_energy(name: str, images: str | None = None) -> ClassifierEnergy:
+def open_energy(
+    name: str, images: str | None = None, *, smoothing: Smoothing | None = SMOOTHED
+) -> ClassifierEnergy:
     """Opens a saved energy, or converts a classifier on the fly; on the GPU if there is one.
 
     Arguments:
         name: The folder of an energy, any name of timm, or a folder that timm wrote.
         images: For a classifier, the folder of images; see :func:`open_classifier`.
+        smoothing: For a classifier, the changes that scores are averaged over.
 
     Raises:
         UsageError: If there is none, or it cannot be converted.
@@ -70,7 +75,7 @@ def open_energy(name: str, images: str | None = None) -> ClassifierEnergy:
             raise UsageError(f"{name}: has its reference already. Give --reference to `convert`.")
         energy = load(name).to(device)
     else:
-        energy = open_classifier(name, images, smoothing=Smoothing()).to(device)
+        energy = open_classifier(name, images, smoothing=smoothing).to(device)
     if energy.smoothing is not None and all(p.ndim <= 4 for p in energy.classifier.parameters()):
         # Convolutions are faster so, on the CPU too; the numbers are the same up to rounding.
         energy.classifier.to(memory_format=torch.channels_last)
@@ -91,7 +96,7 @@ def open_photograph(
         photograph: An image file.
         strength: How much of it may change. `None` for 0.4, or 1 with a mask.
         mask: An image file of the same size, white where it is kept. `None` for nowhere.
-        sampler: How chains move at strength 1.
+        sampler: How chains move.
 
     Raises:
         UsageError: If a file is no image or their sizes differ.

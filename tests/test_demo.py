@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 from skimage import data
 
-from ebm_from_clf import Langevin, Smoothing, SpectralNoise, UsageError, convert, load
+from ebm_from_clf import Smoothing, SpectralNoise, UsageError, convert, load
 from ebm_from_clf.cli import main
 from ebm_from_clf.convert import class_names, create_classifier
 from ebm_from_clf.folder import to_pixels
+from ebm_from_clf.untrained import SAMPLER, auto_gain
 
 CATS, CUPS = {281, 282, 285}, {504, 967, 968}
 
@@ -60,14 +62,15 @@ def cat(tmp_path):
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A converted classifier of few steps, as a folder."""
-    from ebm_from_clf import Langevin, Smoothing, save
+    from ebm_from_clf import Smoothing, save
     from ebm_from_clf.smooth import Coarse
 
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(0)
         found = convert("test_resnet", pretrained=False, size=96, smoothing=Smoothing())
-    assert found.coarse == Coarse() and found.sampler == Langevin.ascent()
-    found.coarse, found.sampler = Coarse(0.7, 2), Langevin.ascent(2)
+    assert found.coarse == Coarse() and found.sampler == SAMPLER
+    assert found.gain == pytest.approx(auto_gain(found), rel=1e-4)
+    found.coarse, found.sampler = Coarse(0.7, 2), replace(SAMPLER, n_steps=2)
     found.class_names = [f"{i} thing" for i in range(998)] + ["tabby, cat", "zebra"]
     save(found, tmp_path_factory.mktemp("quick") / "model")
     return tmp_path_factory.getbasetemp() / "quick0" / "model"
@@ -87,7 +90,7 @@ def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
     # White is kept, up to what the JPEG lost; the right half moved.
     assert apart[:, :20].mean() < 8 < 16 < apart[:, 70:].mean()
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["density"].startswith("none") and settings["coarse"] == [0.7, 2]
+    assert settings["density"].startswith("p at the temp") and settings["coarse"] == [0.7, 2]
     status, error = call(*start, "--mask", tmp_path / "small.png", "--output", tmp_path / "x")
     assert status == 2 and "the mask is 30x30, the photograph 451x300" in error
     status, error = call(*start[:-2], "--strength", "0.5", "--output", tmp_path / "x")
@@ -116,7 +119,7 @@ def test_a_folder_of_images_gives_the_reference_its_spectrum_and_colours(quick, 
     expected = SpectralNoise.fit(torch.stack(images))
     assert abs(float(energy.reference.alpha) - float(expected.alpha)) < 0.1
     assert (energy.reference.color - expected.color).abs().max() < 0.01
-    assert energy.smoothing == Smoothing() and energy.sampler == Langevin.ascent()
+    assert energy.smoothing == Smoothing() and energy.sampler == SAMPLER
     drawn = ["--classes", "1", "--n", "1", "--steps", "1", "--output", tmp_path / "x"]
     assert call("sample", *named, *drawn) == (0, "")
     lines = (tmp_path / "x" / "metadata.jsonl").read_text().splitlines()

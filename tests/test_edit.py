@@ -1,10 +1,24 @@
 """Photographs as starts, regions that are kept, and blends of classes."""
 
+from dataclasses import replace
+
 import pytest
+import timm
 import torch
 import toys
 
-from ebm_from_clf import Langevin, UsageError, WhiteNoise, convert, edit, sample
+from ebm_from_clf import (
+    ClassifierEnergy,
+    FittedGaussian,
+    Langevin,
+    SpectralNoise,
+    UsageError,
+    WhiteNoise,
+    convert,
+    edit,
+    sample,
+    save,
+)
 from ebm_from_clf.labels import find_blend, find_class
 from ebm_from_clf.sample import draw
 
@@ -40,17 +54,59 @@ def test_a_masked_region_stays_untouched_and_the_rest_moves():
     found = sample(edit(energy, photograph(), 1.0, mask=mask, sampler=SAMPLER), [1], n=5)
     assert (found - photograph())[:, :, mask].abs().max() < 1e-5
     assert (found - photograph())[:, :, ~mask].abs().mean() > 0.05
-    still = sample(edit(energy, photograph(), 0.01, mask=mask, sampler=SAMPLER), [1])
+    still = sample(edit(energy, photograph(), 1.0, mask=mask, sampler=Langevin(0)), [1])
     assert (still - photograph())[:, :, mask].abs().max() < 1e-5, "kept without a step, too"
+
+
+def test_a_change_samples_the_class_given_the_photograph():
+    """f linear, T = 1: Gaussian around (1 - s) x0 + s (mu + A B), covariance s A A^T."""
+    energy, n, s = toys.linear(), 4000, 0.3
+    found, q = edit(energy, photograph(), s), energy.reference
+    y, g = torch.ones(n, dtype=torch.int64), toys.seeded(7)
+    exact = Langevin(60, 0.5, variance_corrected=True)
+    u, _ = exact(found, torch.randn(n, *toys.SHAPE, generator=g), y, generator=g)
+    x = found.reference.decode(u)
+    b = toys.linear_tilt(energy, y[:1]).float().view(toys.SHAPE)
+
+    def off(share: float, variance: float) -> tuple[float, float]:
+        """How far the two moments are off, in standard errors."""
+        mean = (1 - s) * photograph() + s * q.mean + share * q.factor(b)
+        v = q.solve(x - mean) / variance**0.5
+        first, second = v.mean(0) * n**0.5, (v.square().mean(0) - 1) * (n / 2) ** 0.5
+        return float(first.abs().max()), float(second.abs().max())
+
+    assert max(off(s, s)) < 5
+    for share, variance in ((0, s), (s**0.5, s), (s, s**2)):
+        assert max(off(share, variance)) > 5, "the mutants"
 
 
 def test_the_energy_is_left_as_it_was():
     energy = toys.smooth()
     before = (energy.start, energy.sampler, energy.kept, set(energy.state_dict()))
+    reference, mean = energy.reference, energy.reference.mean.clone()
     mask = torch.ones(toys.SHAPE[1:], dtype=torch.bool)
     found = edit(energy, photograph(), 0.5, mask=mask, sampler=SAMPLER)
-    assert found.classifier is energy.classifier and found.sampler.n_steps == 5
+    assert found.classifier is energy.classifier and found.sampler == SAMPLER
     assert before == (energy.start, energy.sampler, energy.kept, set(energy.state_dict()))
+    assert energy.reference is reference and torch.equal(reference.mean, mean)
+
+
+@pytest.mark.parametrize("kind", [WhiteNoise, SpectralNoise, FittedGaussian])
+def test_every_reference_is_moved_to_the_photograph(kind):
+    reference = kind(torch.full(toys.SHAPE, 0.5), 0.1)
+    support = "clamp" if reference.is_diagonal else "unbounded"
+    energy = ClassifierEnergy(toys.smooth().classifier, reference, support=support).double()
+    found = edit(energy, photograph().double(), 0.5, sampler=SAMPLER)
+    assert type(found.reference) is kind and found.reference.mean.dtype == torch.float64
+    assert sample(found, [0]).isfinite().all()
+
+
+def test_an_edit_is_not_saved(tmp_path):
+    classifier = timm.create_model("test_resnet", num_classes=3, in_chans=2)
+    space = toys.space()
+    energy = ClassifierEnergy(classifier, toys.reference(), space)
+    with pytest.raises(UsageError, match="Save the energy it was made of"):
+        save(edit(energy, photograph()), tmp_path / "model")
 
 
 def test_a_wrong_photograph_is_refused():
@@ -70,8 +126,6 @@ def test_a_blend_of_linear_scores_has_the_blended_mean():
     weight = torch.randn(3, toys.DIM, generator=toys.seeded(4))
     clf = toys.Linear(weight, torch.zeros(3))
     reference = WhiteNoise(torch.full(toys.SHAPE, 0.5), 0.01)
-    from ebm_from_clf import ClassifierEnergy
-
     energy = ClassifierEnergy(clf, reference, gain=100.0)
     n = 4000
     found = draw(energy, [{0: 0.7, 2: 0.3}], n, sampler=Langevin(60, 0.5, variance_corrected=True))
@@ -129,7 +183,7 @@ def test_pictures_come_from_an_untrained_classifier_that_is_smoothed():
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(0)
         energy = convert("test_resnet", pretrained=False, size=64, smoothing=Smoothing())
-    found = draw(energy, [7], 2, sampler=Langevin.ascent(8))
+    found = draw(energy, [7], 2, sampler=replace(energy.sampler, n_steps=8))
     assert found.images.shape == (2, 3, 64, 64)
     assert Langevin.ascent().density.startswith("none")
     assert Langevin().density == "p" and "0.5" in Langevin(temperature=0.5).density

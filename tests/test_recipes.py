@@ -13,7 +13,8 @@ from ebm_from_clf.cli import main
 from ebm_from_clf.recipe import Recipe, find_recipe
 from ebm_from_clf.strict_yaml import check_yaml
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = sorted(FOLDER.glob("**/*.yaml"))
 SMALL = [
     "--finetune.updates=2",
     "--finetune.batch_size=4",
@@ -40,7 +41,7 @@ def images(root, size, n_classes=2, n=4):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_header_tells_what_it_makes_and_how(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"--config recipes/{path.name}" in "\n".join(head)
+    assert f"--config recipes/{path.relative_to(FOLDER).as_posix()} " in "\n".join(head)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -51,7 +52,9 @@ def test_keys_are_fields(path):
     assert set(yaml.safe_load(path.read_text())) <= {f.name for f in fields(Recipe)}
 
 
-@pytest.mark.parametrize("name", ["mnist5k", "digits8x8"])
+@pytest.mark.parametrize(
+    "name", ["mnist5k", "digits8x8", "peers/jem", "peers/sada_jem", "peers/dat"]
+)
 def test_offline_recipes_run(name, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:

@@ -211,8 +211,11 @@ def test_the_gain_that_is_measured_gives_the_norm_that_is_asked_for(gain):
     reference = WhiteNoise(torch.full(SHAPE, 0.5), 0.1)
     found = auto_gain(ClassifierEnergy(classifier, reference, gain=gain), norm=3.0)
     assert found == pytest.approx(3.0 * 96**0.5 / 0.1, rel=1e-4)
-    with pytest.raises(ValueError, match="log_softmax"):
-        auto_gain(ClassifierEnergy(classifier, reference, gauge="log_softmax"))
+    for gauge in ("centered", "log_softmax"):
+        other = ClassifierEnergy(classifier, reference, gain=gain, gauge=gauge)
+        rest = float((classifier.weight[0] - classifier.weight.mean(0)).detach().norm())
+        assert auto_gain(other, norm=3.0) == pytest.approx(found / rest, rel=1e-4)
+        assert (other.gauge, other.gain) == (gauge, gain)
     with torch.no_grad():
         classifier.weight.zero_()
     with pytest.raises(ValueError, match="gradient is 0"):

@@ -35,10 +35,10 @@ def photographs(size):
 
 
 def energy_of(name, row):
-    energy = convert(name, smoothing=Smoothing(), gain="auto" if row == "cooled" else 1.0)
-    if row == "cooled":
-        # A density, at a temperature below 1.
-        energy.sampler = Langevin(100, 0.3, temperature=0.05)
+    energy = convert(name, smoothing=Smoothing())
+    if row == "ascent":
+        # Steps of fixed length without noise: no density.
+        energy.sampler = Langevin.ascent()
     if row == "white":
         # What classifier-EBMs do: white noise, the network as it is; sampler and stages the same.
         still = Smoothing(0, (1, 1), 0, 0, 0, 0)
@@ -69,7 +69,7 @@ def main():
     parser.add_argument("--classes", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--draw", type=int, default=0, help="seed of the choice of classes")
-    rows = ["spectral", "cooled", "white"]
+    rows = ["spectral", "ascent", "white"]
     parser.add_argument("--rows", nargs="+", choices=rows, default=rows[:1])
     parser.add_argument("--grid", help="folder for a picture of each row")
     a = parser.parse_args()
