@@ -7,6 +7,7 @@ Weights w give the density proportional to :math:`q \prod_c e^{w_c F_c}`; see
 __all__ = ["LARGEST_SEED", "STRIDE", "Blend", "check", "targets", "weights"]
 
 from collections.abc import Mapping, Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ Blend = int | Mapping[int, float]
 # The generator of (class, seed) is seeded with seed * STRIDE + class.
 STRIDE = 1_000_003
 LARGEST_SEED = 2**63 // STRIDE - 2
+LARGEST_WEIGHT = 1e6
 
 
 def check(energy: ClassifierEnergy, classes: Sequence[Blend], n: int, seed: int) -> None:
@@ -32,9 +34,18 @@ def check(energy: ClassifierEnergy, classes: Sequence[Blend], n: int, seed: int)
         seed: The seed of the first image.
 
     Raises:
-        UsageError: If a class or seed does not exist or n is not positive.
+        UsageError: If a class or seed does not exist, n is not positive, or a weight is not a
+            number of at most `LARGEST_WEIGHT`.
     """
-    every = [c for blend in classes for c in weights(blend)]
+    try:
+        every = [c for blend in classes for c in weights(blend)]
+        sizes = [abs(w) for blend in classes for w in weights(blend).values()]
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"sample: classes are indices or weights of them, got {list(classes)[:8]}."
+        ) from error
+    if not all(size <= LARGEST_WEIGHT for size in sizes):
+        raise UsageError(f"sample: a weight is a number up to {LARGEST_WEIGHT:g}, got {classes}.")
     last = (energy.n_classes or max(every, default=0) + 1) - 1
     empty = not classes or not all(weights(blend) for blend in classes)
     if n < 1 or empty or not all(0 <= c <= last for c in every):
@@ -55,8 +66,8 @@ def weights(blend: Blend) -> dict[int, float]:
         blend: A class index, or weights.
     """
     if isinstance(blend, Mapping):
-        return {int(c): float(w) for c, w in blend.items()}
-    return {int(blend): 1.0}
+        return {index(c): float(w) for c, w in blend.items()}
+    return {index(blend): 1.0}
 
 
 def targets(energy: ClassifierEnergy, blends: Sequence[Blend]) -> tuple[Tensor, Tensor]:

@@ -177,7 +177,7 @@ def _sample(a: Namespace) -> None:
     sampler = energy.sampler or UNTUNED
     if sampler == SAMPLER:
         print(f"never trained to generate: short chains for {sampler.density}, not draws of p")
-    elif energy.sampler is None:
+    elif energy.sampler is None and energy.gain == 1:
         print(
             "never trained to generate: these are draws of q, faintly tilted. For pictures, give "
             "the name of the classifier, or convert it with --smoothing true."

@@ -8,4 +8,4 @@ class UsageError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """The fine-tuning left the region where its numbers mean anything."""
+    """Fine-tuning or a chain left the region where its numbers mean anything."""

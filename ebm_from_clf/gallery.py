@@ -218,7 +218,10 @@ class Gallery:
             names = [json.loads(line)["file_name"] for line in file]
         shown = [name for i, name in enumerate(names) if i % self.n < COLUMNS][:SHOWN]
         images = torch.stack([_read(self.folder / name) for name in shown])
-        grid(images, min(self.n, COLUMNS)).save(self.folder / "grid.png")
+        # Under its name only once it is whole: it says that the folder is complete.
+        part = self.folder / ".grid.tmp"
+        grid(images, min(self.n, COLUMNS)).save(part, format="PNG")
+        part.replace(self.folder / "grid.png")
 
 
 def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float], str, str]:

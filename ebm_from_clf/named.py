@@ -99,7 +99,7 @@ def open_photograph(
         sampler: How chains move.
 
     Raises:
-        UsageError: If a file is no image or their sizes differ.
+        UsageError: If a file is no image, their sizes differ, or the mask keeps nothing.
     """
     channels, *size = energy.space.shape
     height, width = size
@@ -113,6 +113,8 @@ def open_photograph(
                 f"{sizes[0][1]}x{sizes[0][0]}. Give a mask of its size, white where it is kept."
             )
         kept = read_image(mask, (height, width), 1)[0] > 127
+        if not kept.any():
+            raise UsageError(f"{mask}: the mask keeps nothing. Paint what is kept white.")
     if strength is None:
         strength = 0.4 if mask is None else 1.0
     return edit(energy, image, strength, mask=kept, sampler=sampler)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .blend import STRIDE, Blend, check, targets
 from .energy import ClassifierEnergy
+from .errors import Diverged
 from .langevin import Langevin
 from .modes import sharing
 from .noise import generators
@@ -219,6 +220,11 @@ def _chain(
                 progress(steps * len(y))
     with torch.no_grad():
         x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
+    if not (x.isfinite().all() and value.isfinite().all()):
+        raise Diverged("sample: a chain ran away. Give a smaller gain, step size or weights.")
+    if energy.kept is not None:
+        # Exactly, whatever the rounding of whitened coordinates.
+        x = torch.where(energy.kept.mask.cpu(), energy.kept.image.cpu(), x)
     heat = torch.zeros(len(y))
     if energy.smoothing is not None:
         heat = sampler.heat(energy, u, y, generator=noise).cpu()

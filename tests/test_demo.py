@@ -93,6 +93,9 @@ def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
     assert settings["density"].startswith("p at the temp") and settings["coarse"] == [0.7, 2]
     status, error = call(*start, "--mask", tmp_path / "small.png", "--output", tmp_path / "x")
     assert status == 2 and "the mask is 30x30, the photograph 451x300" in error
+    Image.new("L", (451, 300), 0).save(tmp_path / "black.png")
+    status, error = call(*start, "--mask", tmp_path / "black.png", "--output", tmp_path / "x")
+    assert status == 2 and "the mask keeps nothing" in error
     status, error = call(*start[:-2], "--strength", "0.5", "--output", tmp_path / "x")
     assert status == 2 and "need a photograph" in error
     status, error = call(*start[:-1], tmp_path / "no.jpg", "--output", tmp_path / "x")

@@ -1,5 +1,6 @@
 """Photographs as starts, regions that are kept, and blends of classes."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from ebm_from_clf import (
     sample,
     save,
 )
+from ebm_from_clf.errors import Diverged
 from ebm_from_clf.labels import find_blend, find_class
 from ebm_from_clf.sample import draw
 
@@ -136,6 +138,23 @@ def test_a_blend_of_linear_scores_has_the_blended_mean():
     assert ((u.mean(0) - weight[0]) * n**0.5).abs().max() > 5, "the mutant: one class alone"
     weighted, plain = (draw(energy, [c], 2, sampler=SAMPLER) for c in ({1: 1.0}, 1))
     assert (weighted.images - plain.images).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("blend", [{0: math.nan}, {0: math.inf, 1: 0.5}, {1: 1e50}])
+def test_weights_that_are_not_numbers_are_refused(blend):
+    with pytest.raises(UsageError, match="a weight is a number up to"):
+        sample(toys.smooth(), [blend])
+
+
+@pytest.mark.parametrize("blend", [1.7, "cat", {"cat": 1.0}, {0: "much"}])
+def test_classes_that_are_no_indices_are_refused(blend):
+    with pytest.raises(UsageError, match="classes are indices or weights of them"):
+        sample(toys.smooth(), [blend])
+
+
+def test_a_chain_that_runs_away_says_so():
+    with pytest.raises(Diverged, match="Give a smaller gain"):
+        sample(toys.linear(gain=1e38), [0])
 
 
 @pytest.mark.parametrize("blend", [{}, {3: 1.0}, {-1: 0.5, 0: 0.5}])

@@ -68,12 +68,13 @@ def row(name, seed, seconds, judge, n):
     chains, k = tuner.chains, recipe.finetune.sampler.n_steps
     age = chains.age[chains.age > 0].double().mean()
     steps = chains.burn_in + round(k * float(age))
-    found = draw(energy, list(range(10)), n, sampler=replace(energy.sampler, n_steps=steps))
-    numbers["steps"], numbers["sampling"] = steps, round(time.perf_counter() - begin)
     numbers["accuracy"] = accuracy(energy, test)
-    if found.images.isfinite().all():
-        numbers |= judge.score(found.images, found.classes)
-    return numbers, found.images
+    try:
+        found = draw(energy, list(range(10)), n, sampler=replace(energy.sampler, n_steps=steps))
+    except Diverged as error:
+        return numbers | {"end": str(error)}, None
+    numbers["steps"], numbers["sampling"] = steps, round(time.perf_counter() - begin)
+    return numbers | judge.score(found.images, found.classes), found.images
 
 
 def main():
@@ -95,7 +96,7 @@ def main():
         for name in a.recipes:
             numbers, images = row(name, seed, a.seconds, judge, a.n)
             print(json.dumps(numbers), flush=True)
-            if a.grid:
+            if a.grid and images is not None:
                 place = f"{a.grid}/{name.replace('/', '_')}_{seed}.png"
                 grid(images.unflatten(0, (10, -1))[:, :10].flatten(0, 1), 10).save(place)
     print(json.dumps({"torch_threads": torch.get_num_threads(), **machine()}))
