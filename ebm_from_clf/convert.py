@@ -156,6 +156,8 @@ def convert(
         classifier = create_classifier(classifier, **kwargs)
     elif kwargs:
         raise TypeError(f"convert: {', '.join(kwargs)} can only be given with a name.")
+    if gain is None:
+        gain = 1.0 if smoothing is None else "auto"
     device = next((p.device for p in classifier.parameters()), torch.device("cpu"))
     space = (space or space_of(classifier, size)).to(device)
     diagnosis = examine(classifier, space, name=name, timing=False)
@@ -169,7 +171,7 @@ def convert(
         reference,
         space,
         gauge=gauge,
-        gain=1.0 if gain is None or gain == "auto" else gain,
+        gain=1.0 if gain == "auto" else gain,
         support=support,
         smoothing=smoothing,
     )
@@ -177,7 +179,7 @@ def convert(
     energy.class_names = class_names(classifier)
     if smoothing is not None:
         prepare(energy)
-    if gain == "auto" or (gain is None and smoothing is not None):
+    if gain == "auto":
         energy.gain = auto_gain(energy)
     return energy
 

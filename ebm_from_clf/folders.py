@@ -1,6 +1,6 @@
 """Output folders: nothing is overwritten, nothing left half-written, no label becomes a path."""
 
-__all__ = ["LOCK", "claim", "new_folder", "publish", "slug", "write_json", "write_text"]
+__all__ = ["LOCK", "claim", "new_folder", "publish", "slug", "whole", "write_json", "write_text"]
 
 import json
 import os
@@ -105,6 +105,24 @@ def publish(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Gives a file beside the one asked for, and renames it to that once it is written.
+
+    Arguments:
+        path: The file: the old one, or the new one, never half of each.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_json(path: str | Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     """Writes JSON in one piece; NaN is refused, since other readers choke on it.
 
@@ -122,13 +140,8 @@ def write_text(path: str | Path, text: str) -> None:
         path: The file.
         text: What to write.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def slug(label: str) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 from .blend import Blend, check, weights
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .folders import claim, new_folder, slug, write_json, write_text
+from .folders import claim, new_folder, slug, whole, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
 from .sample import UNTUNED, Samples, n_steps, stream
@@ -219,9 +219,8 @@ class Gallery:
         shown = [name for i, name in enumerate(names) if i % self.n < COLUMNS][:SHOWN]
         images = torch.stack([_read(self.folder / name) for name in shown])
         # Under its name only once it is whole: it says that the folder is complete.
-        part = self.folder / ".grid.tmp"
-        grid(images, min(self.n, COLUMNS)).save(part, format="PNG")
-        part.replace(self.folder / "grid.png")
+        with whole(self.folder / "grid.png") as part:
+            grid(images, min(self.n, COLUMNS)).save(part, format="PNG")
 
 
 def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float], str, str]:

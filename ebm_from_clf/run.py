@@ -5,7 +5,15 @@ The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures o
 goes on from `state.safetensors`.
 """
 
-__all__ = ["Progress", "finetune_recipe", "peak_memory", "silent"]
+__all__ = [
+    "Progress",
+    "create_for",
+    "finetune_recipe",
+    "machine",
+    "peak_memory",
+    "pretrain",
+    "silent",
+]
 
 import platform
 import resource
@@ -84,7 +92,7 @@ def finetune_recipe(
         UsageError: If the folder is taken or something in the recipe cannot be used.
         Diverged: If the fine-tuning diverged; the log stays, no model is written.
     """
-    classifier, space = _classifier(recipe)
+    classifier, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))
@@ -138,7 +146,7 @@ def _begin(
             "choose another --output."
         )
     if state is None:
-        _train(recipe, classifier, space, train, progress)
+        pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)
     tuner = Finetuner(energy, train, recipe.finetune)
@@ -193,7 +201,12 @@ def peak_memory() -> int:
     return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _classifier(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
+def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
+    """Creates the classifier of a recipe and its input space, on the GPU if there is one.
+
+    Arguments:
+        recipe: The recipe; its seed gives the first weights of a network that is not pretrained.
+    """
     with torch.random.fork_rng(devices=[]):
         # timm draws first weights from torch's global generator, the only way to seed them.
         torch.default_generator.manual_seed(recipe.finetune.seed)
@@ -202,9 +215,18 @@ def _classifier(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
     return classifier.to(device), space_of(classifier, recipe.classifier.size).to(device)
 
 
-def _train(
+def pretrain(
     recipe: Recipe, classifier: nn.Module, space: PixelSpace, train: Dataset, progress: Progress
 ) -> None:
+    """Trains the classifier of a recipe, in place, for as long as the recipe says.
+
+    Arguments:
+        recipe: The recipe.
+        classifier: The classifier.
+        space: Its input space.
+        train: The data.
+        progress: Given a title and a total, returns what advances a progress bar.
+    """
     epochs = recipe.classifier.epochs
     if not epochs:
         return

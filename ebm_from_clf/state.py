@@ -7,7 +7,6 @@ Nothing is pickled, and the file is either the old one or the new one, never hal
 __all__ = ["read_state", "write_state"]
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import UsageError
+from .folders import whole
 
 FORMAT = "4"
 
@@ -29,17 +29,10 @@ def write_state(place: str | Path, state: dict[str, Any]) -> None:
         state: A tree of dictionaries with keys of text or whole numbers, lists, tuples, data
             types, and what JSON or a tensor can hold.
     """
-    place = Path(place)
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_pack(state, tensors))
-    part = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
+    with whole(place) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "tree": tree})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_state(place: str | Path) -> dict[str, Any]:

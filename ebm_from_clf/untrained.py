@@ -7,9 +7,8 @@ gain 1 a chain hardly feels the classifier. Hence, for any network, a gain
 
 at which a step of a chain at its start feels a tilt of the norm r per square root of a dimension,
 :math:`\hat B_1` being that of gain 1. With smoothing it is the tilt under one change t, most of
-which is noise (all but a quarter, on EfficientNet-Lite0), and that noise bounds the gain: it heats
-the chain by about :math:`e^2 r^2 / 4`. That is a density like any other; chains of low temperature
-show pictures of it.
+which is noise, and that noise bounds the gain: it heats the chain by about :math:`e^2 r^2 / 4`.
+That is a density like any other; chains of low temperature show pictures of it.
 """
 
 __all__ = ["NORM", "auto_gain", "prepare"]
@@ -59,10 +58,10 @@ def auto_gain(energy: ClassifierEnergy, norm: float = NORM, n: int = 8) -> float
     classes = torch.randint(energy.n_classes or 1, (n, 1), generator=generator)
     with torch.inference_mode(False), frozen(probe):
         for y in classes.to(energy.reference.mean.device):
-            u = energy.reference.encode(start(y, generator=generator)).clone()
-            _, score = energy_and_score(probe.realise(u, generator), u, y.clone())
+            u = energy.reference.encode(start(y, generator=generator))
+            _, score = energy_and_score(probe.realise(u, generator), u, y)
             total += float((score + u).square().mean())
-    found = math.sqrt(total / n) if total >= 0 else math.nan
+    found = math.sqrt(total / n)
     if not (found > 0 and math.isfinite(found)):
         raise ValueError(
             "auto_gain: the gradient is 0 or not finite at every start. Give a gain, a number."

@@ -11,12 +11,11 @@ FLOORS = [
     ["energy"],
     ["langevin", "chains", "marginal", "swift"],
     ["contrastive", "untrained"],
-    ["parts"],
+    ["folders", "parts"],
     [
         "demo",
         "doctor",
         "folder",
-        "folders",
         "guard",
         "journal",
         "labels",

@@ -22,7 +22,7 @@ from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
 from ebm_from_clf.pictures import grid
 from ebm_from_clf.quickstart import train_judge
-from ebm_from_clf.run import _classifier, _train, machine, silent
+from ebm_from_clf.run import create_for, machine, pretrain, silent
 from ebm_from_clf.sample import draw
 
 RECIPES = ["mnist5k", "peers/jem", "peers/sada_jem", "peers/dat"]
@@ -55,10 +55,10 @@ def row(name, seed, seconds, judge, n):
     many = recipe.finetune.updates if name == "mnist5k" else 10**6
     settings = replace(recipe.finetune, seed=seed, updates=many, log_every=5, grid_every=0)
     recipe = replace(recipe, finetune=settings)
-    classifier, space = _classifier(recipe)
+    classifier, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     # The same weights for every recipe of a seed: their classifier sections are the same.
-    _train(recipe, classifier, space, train, silent)
+    pretrain(recipe, classifier, space, train, silent)
     energy = recipe.convert(classifier, space, train)
     before = accuracy(energy, test)
     tuner, end = tuned(recipe, energy, train, seconds)
@@ -89,7 +89,7 @@ def main():
     if a.grid:
         Path(a.grid).mkdir(parents=True, exist_ok=True)
     recipe = read_recipe("mnist5k")
-    _, space = _classifier(recipe)
+    _, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     judge = Judge(train_judge(space, train, 10, a.judge_epochs), space, train, test)
     for seed in range(a.seeds):
