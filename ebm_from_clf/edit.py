@@ -76,13 +76,15 @@ def edit(
         sampler: How chains move. `None` for that of the energy, or 100 steps at T = 1.
 
     Raises:
-        TypeError: If the image is not floating point.
+        TypeError: If the image is not floating point, or the mask not boolean.
         ValueError: If a shape or the scale of the image is wrong, or the strength is not 0 to 1.
     """
     energy.space.check(image[None])
     check_pixels("edit", image)
     if not 0 <= strength <= 1:
         raise ValueError(f"edit: `strength` is 0 to 1, got {strength}.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"edit: the mask is boolean, got {mask.dtype}. Give `mask > 0.5`.")
     if mask is not None and mask.shape != image.shape[1:]:
         raise ValueError(
             f"edit: the mask has shape {tuple(mask.shape)}, the image {tuple(image.shape[1:])}. "
@@ -93,7 +95,7 @@ def edit(
     start: Any = energy.start or ReferenceStart(energy.reference)
     found.start = PhotoStart(image, start, strength)
     if mask is not None:
-        found.kept = Kept(image, mask.to(image.device, torch.bool))
+        found.kept = Kept(image, mask.to(image.device))
     found.reference = _near(energy.reference, image, max(strength, LEAST))
     found.sampler = sampler or energy.sampler
     return found

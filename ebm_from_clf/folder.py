@@ -60,6 +60,8 @@ def read_image(path: str | Path, size: tuple[int, int], channels: int) -> Tensor
         ) from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file.") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UsageError(
             f"{path}: not a readable image ({', '.join(FORMATS)}), or truncated. Remove or "
@@ -82,6 +84,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
             with Image.open(path, formats=FORMATS) as image:
                 turned = image.getexif().get(ORIENTATION, 1) >= 5
                 return (image.width, image.height) if turned else (image.height, image.width)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file.") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: not a readable image ({', '.join(FORMATS)}).") from error
 
@@ -100,7 +104,7 @@ def unlabelled(root: str | Path, size: tuple[int, int], channels: int) -> Iterat
     Raises:
         UsageError: If there is no such folder, nothing in it, or a file is no image.
     """
-    if not Path(root).is_dir():
+    if not (str(root) and Path(root).is_dir()):
         raise UsageError(f"{root}: no such folder. Give a folder of images.")
     found = _files(Path(root))
     if not found:

@@ -99,7 +99,7 @@ def test_a_photograph_is_changed_from_the_command_line(quick, cat, tmp_path):
     status, error = call(*start[:-2], "--strength", "0.5", "--output", tmp_path / "x")
     assert status == 2 and "need a photograph" in error
     status, error = call(*start[:-1], tmp_path / "no.jpg", "--output", tmp_path / "x")
-    assert status == 2 and "no.jpg: not a readable image" in error
+    assert status == 2 and "no.jpg: no such file" in error
     assert not (tmp_path / "x").exists()
 
 
@@ -129,6 +129,7 @@ def test_a_folder_of_images_gives_the_reference_its_spectrum_and_colours(quick, 
     assert json.loads(lines[0])["heat"] > 0
     refusals = {
         "no such folder": ["sample", tmp_path / "clf", "--reference", tmp_path / "none"],
+        "clf: : no such folder": ["sample", tmp_path / "clf", "--reference", ""],
         "no images inside": ["sample", tmp_path / "clf", "--reference", empty],
         "not a readable image": ["sample", tmp_path / "clf", "--reference", tmp_path / "clf"],
         "at least two images": ["sample", tmp_path / "clf", "--reference", photos / "inside"],

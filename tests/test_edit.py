@@ -119,6 +119,8 @@ def test_a_wrong_photograph_is_refused():
         edit(energy, photograph()[:, :2])
     with pytest.raises(ValueError, match=r"images must be floats in \[0, 1\]"):
         edit(energy, 255 * photograph())
+    with pytest.raises(TypeError, match="mask is boolean"):
+        edit(energy, photograph(), mask=torch.ones(toys.SHAPE[1:]))
     with pytest.raises(ValueError, match="mask of the size"):
         edit(energy, photograph(), mask=torch.ones(2, 2, dtype=torch.bool))
 
