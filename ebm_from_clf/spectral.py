@@ -104,6 +104,8 @@ class SpectralNoise(Reference):
                     "SpectralNoise: images must have shape (N, C, H, W), all of one size, got "
                     f"shape {tuple(x.shape)}."
                 )
+            if not len(x):
+                continue  # some builds of torch have no Fourier transform of nothing
             x = x.double()
             n += len(x)
             total = x.sum(0) + (total if total.numel() else 0)
