@@ -26,6 +26,7 @@ from .errors import UsageError
 from .fitted import FittedGaussian
 from .folders import publish
 from .langevin import Langevin
+from .mixture import ClassMixture
 from .reference import Reference, WhiteNoise
 from .smooth import Coarse, Smoothing
 from .space import PixelSpace
@@ -33,7 +34,7 @@ from .spectral import SpectralNoise
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 
 REFERENCES = {c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian)}
-KEPT_STARTS = ("ClassGaussian", "ReferenceStart", "UniformStart")
+KEPT_STARTS = ("ClassGaussian", "ClassMixture", "ReferenceStart", "UniformStart")
 FORMAT = 1
 
 
@@ -145,9 +146,10 @@ def _restore(
     energy.class_names = class_names(classifier)
     energy.start = _restore_start(config, parts["start"], energy.reference)
     if isinstance(energy.start, ClassGaussian):
-        expected = (energy.n_classes or len(energy.start.mean), *energy.reference.shape)
-        if tuple(energy.start.mean.shape) != expected:
-            raise ValueError(f"start.mean has shape {tuple(energy.start.mean.shape)}")
+        start = energy.start
+        found = len(start.weight if isinstance(start, ClassMixture) else start.mean)
+        if found != (energy.n_classes or found) or start.mean.shape[1:] != energy.reference.shape:
+            raise ValueError(f"start.mean has shape {tuple(start.mean.shape)}")
     energy.coarse = Coarse(*config["coarse"]) if config.get("coarse") else None
     energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
     return energy
@@ -171,4 +173,6 @@ def _restore_start(
         return UniformStart(reference.shape)
     if name == "ClassGaussian":
         return ClassGaussian(**tensors)
+    if name == "ClassMixture":
+        return ClassMixture(**tensors)
     return None

@@ -5,7 +5,7 @@ __all__ = ["ChainSettings", "Settings", "StartSettings"]
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -17,6 +17,7 @@ from .data import Augment, gather
 from .energy import ClassifierEnergy
 from .guard import GuardSettings
 from .langevin import Langevin
+from .mixture import ClassMixture
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]
@@ -32,19 +33,23 @@ class StartSettings:
         rank: Principal components of each class that the Gaussian keeps; 0 for mean and
             standard deviation alone.
         residual: Whether the Gaussian adds the remaining variance as pixel noise.
+        modes: Gaussians of each class, at most; see :class:`ClassMixture`.
         per_class: At most so many images of a class are used for the fit.
     """
 
     kind: StartKind = "gaussian"
     rank: int = 32
     residual: bool = False
+    modes: int = 1
     per_class: int = 1000
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StartKind):
             raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
-        if self.rank < 0 or self.per_class < 1:
-            raise ValueError("StartSettings: `rank` must be 0 or more, `per_class` 1 or more.")
+        if self.rank < 0 or self.per_class < 1 or self.modes < 1:
+            raise ValueError(
+                "StartSettings: `rank` must be 0 or more, `modes` and `per_class` 1 or more."
+            )
 
     def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
         """Creates the start, fitted to a data set where it needs one."""
@@ -56,7 +61,10 @@ class StartSettings:
         if self.kind == "data":
             return DataStart(x, y, n_classes)
         rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
-        return ClassGaussian.fit(x, y, n_classes, rank=max(rank, 0), residual=self.residual)
+        options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual}
+        if self.modes > 1:
+            return ClassMixture.fit(x, y, n_classes, modes=self.modes, **options)
+        return ClassGaussian.fit(x, y, n_classes, **options)
 
 
 @dataclass(frozen=True)

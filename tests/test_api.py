@@ -7,8 +7,8 @@ import sys
 import ebm_from_clf
 
 NAMES = {
-    "ChainStore", "ClassGaussian", "ClassifierEnergy", "Contrastive", "DataStart", "Diverged",
-    "FittedGaussian", "Finetuner", "Langevin", "Objective", "PixelSpace", "Reference",
+    "ChainStore", "ClassGaussian", "ClassMixture", "ClassifierEnergy", "Contrastive", "DataStart",
+    "Diverged", "FittedGaussian", "Finetuner", "Langevin", "Objective", "PixelSpace", "Reference",
     "ReferenceStart", "Settings", "Smoothing", "SpectralNoise", "UniformStart", "UsageError",
     "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample", "save",
 }  # fmt: skip

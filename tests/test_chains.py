@@ -10,6 +10,7 @@ import toys
 from ebm_from_clf import (
     ChainStore,
     ClassGaussian,
+    ClassMixture,
     DataStart,
     FittedGaussian,
     Langevin,
@@ -201,6 +202,7 @@ def test_data_start_draws_data_of_the_class():
         UniformStart((1, 4, 4)),
         DataStart(IMAGES, LABELS, 3),
         ClassGaussian.fit(IMAGES, LABELS, 3, rank=4),
+        ClassMixture.fit(IMAGES.repeat(2, 1, 1, 1), LABELS.repeat(2), 3, modes=2, rank=4),
     ],
 )
 def test_starts_do_not_depend_on_the_batch(start):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ebm_from_clf import (
     ClassGaussian,
+    ClassMixture,
     DataStart,
     FittedGaussian,
     Langevin,
@@ -47,6 +48,11 @@ def energy(reference=None, start=None, **options):
 
 def gaussian(rank=2):
     return ClassGaussian.fit(images(), torch.arange(12) % 3, 3, rank=rank)
+
+
+def mixture():
+    x, y = images(150), torch.arange(150) % 3
+    return ClassMixture.fit(x, y, 3, modes=2, rank=2)
 
 
 def timm_logits(place, x):
@@ -112,6 +118,7 @@ def test_options_come_back(gauge, support, tmp_path):
 
 STARTS = {
     "gaussian": lambda reference: gaussian(),
+    "mixture": lambda reference: mixture(),
     "rank 0": lambda reference: gaussian(rank=0),
     "reference": ReferenceStart,
     "uniform": lambda reference: UniformStart(SHAPE),

@@ -8,7 +8,7 @@ FLOORS = [
     ["errors", "modes", "noise"],
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
-    ["energy"],
+    ["energy", "mixture"],
     ["langevin", "chains", "marginal", "swift"],
     ["contrastive", "untrained"],
     ["folders", "parts"],
