@@ -7,10 +7,15 @@ probability r a drawn chain is begun anew, so that the store never forgets how t
 start to the data. A new chain makes b steps before it counts: counted at once, it is a negative
 that can never be good enough, and the energy grows ever steeper where chains start. K steps a draw
 make chains :math:`b + K / r` steps long on average.
+
+With one r all chains are short, and what is learned holds for chains of that length alone. Given
+two rates, slot s of n has its own, :math:`r_s = r_0 (r_1 / r_0)^{s / (n - 1)}`: most chains are
+short, some are as long as the run.
 """
 
 __all__ = ["ChainStore", "Draw"]
 
+import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
@@ -22,6 +27,7 @@ from .space import dequantize, quantize
 from .start import Start
 
 Storage = Literal["float32", "float16", "uint8"]
+Rates = float | tuple[float, float]
 
 
 class Draw(NamedTuple):
@@ -48,7 +54,8 @@ class ChainStore(nn.Module):
         start: Where a chain begins.
         n_classes: The number of classes K.
         per_class: The number of chains of a class.
-        restart_rate: The probability that a drawn chain is begun anew.
+        restart_rate: The probability that a drawn chain is begun anew; of two, those of the
+            first and the last slot of a class.
         burn_in: The Langevin steps that a new chain makes before it counts.
         storage: How a state is kept: u as `float32` or `float16`, or pixels in [0, 1] as
             `uint8`, for models on the box only.
@@ -60,6 +67,7 @@ class ChainStore(nn.Module):
 
     state: Tensor
     age: Tensor
+    rate: Tensor
 
     def __init__(
         self,
@@ -68,7 +76,7 @@ class ChainStore(nn.Module):
         n_classes: int,
         *,
         per_class: int = 100,
-        restart_rate: float = 0.05,
+        restart_rate: Rates = 0.05,
         burn_in: int = 10,
         storage: Storage = "float32",
         generator: torch.Generator,
@@ -79,15 +87,13 @@ class ChainStore(nn.Module):
                 f"ChainStore: at least one class and one chain of each are needed, "
                 f"got {n_classes} and {per_class}."
             )
-        if not 0 <= restart_rate <= 1:
-            raise ValueError(f"ChainStore: `restart_rate` is 0 to 1, got {restart_rate}.")
+        rates = _rates(restart_rate, per_class)
         if burn_in < 0:
             raise ValueError(f"ChainStore: `burn_in` must be 0 or more, got {burn_in}.")
         if storage not in get_args(Storage):
             raise ValueError(f"ChainStore: `storage` is {get_args(Storage)}, got {storage!r}.")
         # Held, not owned: the energy saves the reference, the model folder the start.
         self._held = (reference, start.to(reference.mean.device))
-        self.restart_rate = restart_rate
         self.burn_in = burn_in
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
@@ -95,6 +101,7 @@ class ChainStore(nn.Module):
         for c in range(n_classes):
             y = torch.full((per_class,), c, device=kept.device)
             kept[c] = self._pack(reference.encode(start(y, generator=generator)))
+        self.register_buffer("rate", rates.to(kept.device), persistent=False)
         self.register_buffer("state", kept)
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=kept.device))
 
@@ -113,6 +120,11 @@ class ChainStore(nn.Module):
         """The number of chains of a class."""
         return self.state.shape[1]
 
+    @property
+    def lifetime(self) -> float:
+        """The draws that a chain lives, at most 100: one over the geometric mean of the rates."""
+        return 1 / max(float(self.rate.log().mean().exp()), 0.01)
+
     def draw(self, y: Tensor, *, generator: torch.Generator) -> Draw:
         """Takes one chain of each class index in y, no chain twice.
 
@@ -128,9 +140,11 @@ class ChainStore(nn.Module):
         u = self._unpack(self.state[y, slot], generator)
         # The same number every time, but for rounding at random: a batch of one shape is fast.
         r = torch.rand(len(y) + 1, generator=generator, device=generator.device)
-        n_fresh = int(self.restart_rate * len(y) + float(r[-1]))
+        # Systematic sampling: rates end to end in random order, one tooth of a comb a unit.
+        order = r[:-1].argsort().to(y.device)
+        edge = torch.cat([r[-1:].to(self.rate), self.rate[slot[order]]]).cumsum(0).floor()
         fresh = self.age[y, slot] == 0
-        fresh[r[:-1].argsort()[:n_fresh].to(y.device)] = True
+        fresh[order[edge.diff() > 0]] = True
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
         return Draw(u, y, slot, fresh)
@@ -193,3 +207,15 @@ class ChainStore(nn.Module):
         if self.storage == "uint8":
             return self._held[0].encode(dequantize(state, generator))
         return state.float()
+
+
+def _rates(rate: Rates, n: int) -> Tensor:
+    """Returns the restart rate of each slot, float64, with shape (n)."""
+    first, last = rate if isinstance(rate, tuple | list) else (rate, rate)
+    if not (0 <= first <= 1 and 0 <= last <= 1 and (first == last or first * last > 0)):
+        raise ValueError(
+            f"ChainStore: `restart_rate` is 0 to 1, or two such rates that are not 0, got {rate}."
+        )
+    if first == last:
+        return torch.full((n,), float(first), dtype=torch.float64)
+    return torch.logspace(math.log10(first), math.log10(last), n, dtype=torch.float64)

@@ -191,8 +191,8 @@ class Contrastive(nn.Module):
                 "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
                 "Use storage='float16', or a support on the box."
             )
-        # A fresh chain is as long as chains in the store are on average.
-        n_steps = chains.burn_in + round(sampler.n_steps / max(chains.restart_rate, 0.01))
+        # A fresh chain is as long as those in the middle of the store.
+        n_steps = chains.burn_in + round(sampler.n_steps * chains.lifetime)
         energy.coarse = None
         energy.start, energy.sampler = chains.start, replace(sampler, n_steps=n_steps)
 

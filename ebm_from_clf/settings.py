@@ -11,7 +11,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch.utils.data import Dataset
 
-from .chains import Storage
+from .chains import Rates, Storage
 from .contrastive import Objective
 from .data import Augment, gather
 from .energy import ClassifierEnergy
@@ -73,13 +73,14 @@ class ChainSettings:
 
     Arguments:
         per_class: Number of chains of a class.
-        restart_rate: Probability that a drawn chain is begun anew.
+        restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
+            and the last slot of a class.
         burn_in: Langevin steps that a new chain makes before it counts.
         storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
     """
 
     per_class: int = 100
-    restart_rate: float = 0.05
+    restart_rate: Rates = 0.05
     burn_in: int = 10
     storage: Storage = "float32"
 

@@ -128,6 +128,32 @@ def test_restarts_leave_their_closed_form_bias(restart_rate):
         stats.assert_mean(along, 1.0)
 
 
+def test_each_slot_is_begun_anew_at_its_own_rate():
+    chains, g, many = store(1, restart_rate=(0.5, 0.02)), toys.seeded(7), 4000
+    chains.age += 1
+    y, n = torch.zeros(10).long(), torch.zeros(2, 20)
+    for _ in range(many):
+        draw = chains.draw(y, generator=g)
+        n[0, draw.slot] += 1
+        n[1, draw.slot[draw.fresh]] += 1
+    rate = 0.5 * (0.02 / 0.5) ** (torch.arange(20) / 19)
+
+    def worst(rate):
+        return ((n[1] - n[0] * rate) / (n[0] * rate * (1 - rate)).sqrt()).abs().max()
+
+    assert worst(rate) < 5
+    assert worst(rate.mean()) > 5, "one rate for all is another law"
+    # The middle of the store: one over the root of the product of the two.
+    assert chains.lifetime == pytest.approx(10)
+
+
+def test_a_batch_of_one_rate_has_restarts_of_one_number():
+    chains, g = store(1, restart_rate=0.25), toys.seeded(8)
+    chains.age += 1
+    y = torch.zeros(8).long()
+    assert {int(chains.draw(y, generator=g).fresh.sum()) for _ in range(200)} == {2}
+
+
 def test_state_dict_holds_every_chain():
     chains, other = store(), store()
     y, g = torch.tensor([0, 1, 2]), toys.seeded(6)
@@ -138,7 +164,8 @@ def test_state_dict_holds_every_chain():
 
 
 def test_bad_numbers_are_refused():
-    for options in ({"per_class": 0}, {"restart_rate": 1.5}, {"burn_in": -1}, {"storage": "int4"}):
+    bad = ({"per_class": 0}, {"restart_rate": 1.5}, {"burn_in": -1}, {"storage": "int4"})
+    for options in (*bad, {"restart_rate": (0.5, 0.0)}, {"restart_rate": (0.5, 2.0)}):
         with pytest.raises(ValueError, match="ChainStore"):
             store(**options)
     with pytest.raises(ValueError, match="classes are 0 to 2"):
