@@ -138,13 +138,13 @@ class ChainStore(nn.Module):
         reference, start = self._held
         slot = self._slots(y, generator)
         u = self._unpack(self.state[y, slot], generator)
-        # The same number every time, but for rounding at random: a batch of one shape is fast.
         r = torch.rand(len(y) + 1, generator=generator, device=generator.device)
-        # Systematic sampling: rates end to end in random order, one tooth of a comb a unit.
+        # Systematic sampling: rates end to end in random order, one tooth of a comb a unit. Nearly
+        # the same number every time, since a batch of one shape is fast.
         order = r[:-1].argsort().to(y.device)
         edge = torch.cat([r[-1:].to(self.rate), self.rate[slot[order]]]).cumsum(0).floor()
         fresh = self.age[y, slot] == 0
-        fresh[order[edge.diff() > 0]] = True
+        fresh[order] |= edge.diff() > 0
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
         return Draw(u, y, slot, fresh)
