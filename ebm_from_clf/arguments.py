@@ -223,7 +223,9 @@ def sample_arguments(parser: ArgumentParser) -> None:
 def evaluate_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `evaluate`; see its help."""
     parser.add_argument("model", help="A saved energy, or any name of timm.")
-    parser.add_argument("--data", required=True, help="mnist5k, digits8x8, folder, or timm's.")
+    parser.add_argument(
+        "--data", required=True, help="mnist5k, digits8x8, patches, folder, or timm's."
+    )
     parser.add_argument("--root", type=str | None, help="Folder of the data.")
     parser.add_argument("--split", default="test", help="train, test, or all of a folder.")
     parser.add_argument("--output", required=True, help="Folder to write.")

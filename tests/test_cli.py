@@ -144,7 +144,7 @@ FAULTS = {
     "too few chains": ("per_class: 16", "per_class: 1", "Raise `per_class`"),
     "unknown optimizer": ("updates: 2", "optimizer: adm", "cannot make the optimizer 'adm'"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
-    "unknown data": ("name: digits8x8", "name: digits", "'digits' is neither mnist5k nor"),
+    "unknown data": ("name: digits8x8", "name: digits", "'digits' is none of mnist5k"),
     "no folder of data": ("name: digits8x8", "name: folder\n  root: none", "none: no such folder"),
     "no classes": ("num_classes: 10", "num_classes: 0", "num_classes"),
     "too few classes": ("num_classes: 10", "num_classes: 5", "Give num_classes=10"),

