@@ -16,7 +16,7 @@ short, some are as long as the run.
 __all__ = ["ChainStore", "Draw"]
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -168,6 +168,14 @@ class ChainStore(nn.Module):
         """
         age = self.age[draw.y, draw.slot]
         self.age[draw.y, draw.slot] = torch.where(where, 0, age)
+
+    def begin_all_anew(self, classes: Sequence[int] | None = None) -> None:
+        """Begins all chains of some classes anew when they are drawn next.
+
+        Arguments:
+            classes: The classes; `None` for all.
+        """
+        self.age[slice(None) if classes is None else list(classes)] = 0
 
     def pixels(self, classes: Iterable[int], n: int) -> Tensor:
         """Returns the first n chains of each class as pixels, with shape (len * n, C, H, W)."""

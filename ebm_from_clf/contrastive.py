@@ -191,10 +191,19 @@ class Contrastive(nn.Module):
                 "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
                 "Use storage='float16', or a support on the box."
             )
+        energy.coarse, energy.start = None, chains.start
+        self.make_steps(sampler.n_steps)
+
+    def make_steps(self, n_steps: int) -> None:
+        """Sets the Langevin steps of an update, and with them the length of fresh chains.
+
+        Arguments:
+            n_steps: The number of steps.
+        """
+        self.sampler = replace(self.sampler, n_steps=n_steps)
         # A fresh chain is as long as those in the middle of the store.
-        n_steps = chains.burn_in + round(sampler.n_steps * chains.lifetime)
-        energy.coarse = None
-        energy.start, energy.sampler = chains.start, replace(sampler, n_steps=n_steps)
+        length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
+        self.energy.sampler = replace(self.sampler, n_steps=length)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the contrastive loss of a batch; moves and keeps the chains of its classes.

@@ -11,6 +11,7 @@ average of those that moved.
 
 __all__ = ["STATE", "Finetuner", "finetune"]
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,8 @@ class Finetuner:
         self.notes: dict[str, Any] = {}
         self.update = 0
         self.seconds = 0.0
-        self.journal = Journal()
+        self.journal = Journal(n_classes)
+        self.n_steps = settings.sampler.n_steps
         self._written = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -98,6 +100,7 @@ class Finetuner:
             "seconds": self.seconds,
             "guard": self.guard.state_dict(),
             "journal": self.journal.state_dict(),
+            "n_steps": self.n_steps,
             "generator": self.generator.get_state(),
             **self._parts(),
         }
@@ -113,15 +116,22 @@ class Finetuner:
         self.guard.load_state_dict(state["guard"])
         self.journal.load_state_dict(state["journal"])
         self.generator.set_state(state["generator"])
+        self.n_steps = state["n_steps"]
         self._restore(state)
+        self._make_steps()
 
     def _parts(self) -> dict[str, Any]:
         """Returns what learning changes, which is what the guard goes back to."""
-        return {"descent": self.descent.state_dict(), "chains": self.chains.state_dict()}
+        return {
+            "descent": self.descent.state_dict(),
+            "chains": self.chains.state_dict(),
+            "gain": self.energy.gain,
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.descent.load_state_dict(state["descent"])
         self.chains.load_state_dict(state["chains"])
+        self.energy.gain = state["gain"]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yields observed images and labels, then clean ones, from where the run stands."""
@@ -153,7 +163,7 @@ class Finetuner:
         gradient = self.descent.step(loss, self.update, self.guard.rate)
         lost = self.guard.lost(terms.observed, terms.synthesized)
         self.chains.begin_anew(synthesized.draw, lost)
-        self.journal.add(terms, synthesized, lost, gradient)
+        self.journal.add(x, terms, synthesized, lost, gradient)
         self.update += 1
 
     def run(
@@ -205,6 +215,8 @@ class Finetuner:
                     seconds=round(self.seconds, 2),
                     learning_rate=self.descent.rate,
                     rollbacks=self.guard.rollbacks,
+                    n_steps=self.gen.sampler.n_steps,
+                    gain=self.energy.gain,
                 )
                 if output is not None:
                     self.journal.write(output)
@@ -236,12 +248,26 @@ class Finetuner:
         return grid(self.chains.pixels(range(min(10, self.chains.n_classes)), n), columns=n)
 
     def _watch(self, line: dict[str, float]) -> None:
-        """Keeps a healthy state; leaves one that is off. Noise, data and schedule go on."""
+        """Keeps a healthy state, mends one that is off. Noise, data and schedule go on."""
         fault = self.guard.fault(line)
-        if fault:
-            self._restore(self.guard.roll_back(fault, line))
-        elif self.guard.wants(self.update):
-            self.guard.keep(self.update, self._parts())
+        if fault is None:
+            # Observed minus synthesized scores: the gradient of the likelihood in the gain.
+            self.energy.gain *= math.exp(self.settings.learn_gain * line["mean_gap"])
+            self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
+            if self.guard.wants(self.update):
+                self.guard.keep(self.update, self._parts())
+        else:
+            state = self.guard.act(fault, line)
+            if state is None:
+                self.chains.begin_all_anew(fault.classes)
+                self.journal.forget(fault.classes)
+            else:
+                self._restore(state)
+                self.journal.forget(None)
+        self._make_steps()
+
+    def _make_steps(self) -> None:
+        self.gen.make_steps(round(self.n_steps * self.guard.steps))
 
 
 def finetune(

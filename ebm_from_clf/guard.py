@@ -1,4 +1,4 @@
-r"""When chains fall behind the data, go back, slow down, and go on.
+r"""When chains fall behind the data, begin them anew; then go back, slow down, and go on.
 
 Observed minus synthesized is the likelihood gradient only while chains are near the model. Once
 the energy is too steep for their step they overshoot; the gap
@@ -6,19 +6,20 @@ the energy is too steep for their step they overshoot; the gap
 .. math:: \bar f(x) - \bar f(\tilde x)
 
 turns positive and stays there, and every further update makes the energy steeper still. In a
-healthy run the gap is about 0. The guard begins single chains anew that got lost, keeps copies of
-the last good states, returns to one taken well before a fault, lowers the learning rate, and
-stops the run with the fault's name when that did not help. It looks at numbers that learning has
-computed anyway, once for each line of the log.
+healthy run the gap is about 0. The guard begins single chains anew that got lost. When a line of
+the log shows a fault that chains alone may have, those of its classes are begun anew; if it comes
+again, or is one of the weights, the run returns to a state from well before it, with a lower
+learning rate, and more steps where chains fell behind. If that does not help either it stops with
+the fault's name. The guard looks at numbers that learning has computed anyway, once for each line.
 """
 
-__all__ = ["Guard", "GuardSettings"]
+__all__ = ["Fault", "Guard", "GuardSettings"]
 
 import copy
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -31,7 +32,12 @@ class GuardSettings:
 
     Arguments:
         max_gap: Largest mean gap between observed and synthesized scores, in logits.
+        max_class_gap: Largest gap of a single class, over its last thirty images or so.
+        max_auc: Largest probability that an observed image scores higher than a synthesized one.
         max_score: Largest mean score or loss, of either sign.
+        max_gradient: Largest norm of the gradient.
+        max_saturated: Largest fraction of pixels of chains at black or white, beyond that of the
+            observed images.
         max_lag: Largest lag of a single chain's score behind the lowest of the observed ones, in
             logits; beyond it the chain is lost, and begun anew.
         max_lost: Largest mean fraction of chains that are lost.
@@ -39,31 +45,55 @@ class GuardSettings:
             reference; below it chains are frozen.
         keep_every: Updates between two copies of the state; one of the last two is returned to.
         slow_down: Factor on the learning rate at each return.
+        more_steps: Factor on the Langevin steps at each return because chains fell behind.
         rollbacks: Returns before the run is stopped as diverged.
     """
 
     max_gap: float = 2.0
+    max_class_gap: float = 5.0
+    max_auc: float = 0.999
     max_score: float = 1e3
+    max_gradient: float = 1e4
+    max_saturated: float = 0.5
     max_lag: float = 20.0
     max_lost: float = 0.3
     min_move: float = 1e-5
     keep_every: int = 40
     slow_down: float = 0.5
+    more_steps: float = 1.5
     rollbacks: int = 6
 
     def __post_init__(self) -> None:
-        limits = ("max_gap", "max_score", "max_lag")
+        limits = ("max_gap", "max_class_gap", "max_score", "max_gradient", "max_lag")
         if not (all(getattr(self, name) > 0 for name in limits) and 0 < self.slow_down <= 1):
             raise ValueError(
-                "GuardSettings: `max_gap`, `max_score` and `max_lag` must be positive, "
+                f"GuardSettings: {', '.join(f'`{name}`' for name in limits)} must be positive, "
                 "`slow_down` in (0, 1]."
             )
-        if not (self.max_lost >= 0 and self.min_move >= 0):
-            raise ValueError("GuardSettings: `max_lost` and `min_move` must be 0 or more.")
+        if not all(getattr(self, name) >= 0 for name in ("max_lost", "max_saturated", "min_move")):
+            raise ValueError(
+                "GuardSettings: `max_lost`, `max_saturated` and `min_move` must be 0 or more."
+            )
+        if not (self.max_auc > 0 and self.more_steps >= 1):
+            raise ValueError("GuardSettings: `max_auc` must be positive, `more_steps` 1 or more.")
         if self.keep_every < 1 or self.rollbacks < 0:
             raise ValueError(
                 "GuardSettings: `keep_every` must be 1 or more, `rollbacks` 0 or more."
             )
+
+
+class Fault(NamedTuple):
+    """What is wrong with a run.
+
+    Arguments:
+        text: What it is, and what to do about it.
+        of: What has it: the `weights`, `chains` that fell behind, or chains that are `stuck`.
+        classes: The classes whose chains have it; `None` for all.
+    """
+
+    text: str
+    of: str = "weights"
+    classes: list[int] | None = None
 
 
 class Guard:
@@ -71,22 +101,32 @@ class Guard:
 
     Arguments:
         settings: The settings.
+
+    Attributes:
+        actions: What was done, in order: `update`, `fault`, `action`, and for a return where it
+            went `back_to`.
     """
 
     def __init__(self, settings: GuardSettings) -> None:
         self.settings = settings
-        self.faults: list[dict[str, Any]] = []
+        self.actions: list[dict[str, Any]] = []
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=2)
+        self._calm = 0
 
     @property
     def rollbacks(self) -> int:
         """How often the run went back."""
-        return len(self.faults)
+        return len(self._returns())
 
     @property
     def rate(self) -> float:
         """The factor on the learning rate."""
         return self.settings.slow_down**self.rollbacks
+
+    @property
+    def steps(self) -> float:
+        """The factor on the Langevin steps of an update."""
+        return self.settings.more_steps ** sum(a["of"] == "chains" for a in self._returns())
 
     @property
     def is_empty(self) -> bool:
@@ -100,10 +140,10 @@ class Guard:
             observed: The scores of observed images, with shape (N).
             synthesized: Those of the chains, with shape (M).
         """
-        return synthesized < observed.min() - self.settings.max_lag
+        return ~(synthesized >= observed.min() - self.settings.max_lag)
 
-    def fault(self, line: dict[str, float]) -> str:
-        """Returns what is wrong with a run and what to do about it, or nothing.
+    def fault(self, line: dict[str, float]) -> Fault | None:
+        """Returns what is wrong with a run, or nothing.
 
         Arguments:
             line: The last line of the log.
@@ -111,28 +151,61 @@ class Guard:
         limits = self.settings
         if not all(math.isfinite(line[name]) for name in ("gradient", "worst", "mean_gap")):
             what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
-            return f"a {what} is not finite. Lower the learning rate, or set clip_grad"
+            return Fault(f"a {what} is not finite. Lower the learning rate, or set clip_grad")
         if line["worst"] > limits.max_score:
-            return (
+            return Fault(
                 f"scores or losses ran away, to {line['worst']:.3g}. Lower the learning rate, or "
                 "give the objective a weight for `square`"
             )
+        if line["gradient"] > limits.max_gradient:
+            return Fault(
+                f"the gradient ran away, to a norm of {line['gradient']:.3g}. Lower the learning "
+                "rate, or set clip_grad"
+            )
+        return self._behind(line) or self._stuck(line)
+
+    def _behind(self, line: dict[str, float]) -> Fault | None:
+        """Returns the fault of chains that cannot follow the data."""
+        limits = self.settings
         if line["lost"] > limits.max_lost:
-            return (
+            return Fault(
                 f"{line['lost']:.0%} of the chains are lost far behind the data. Start them "
-                "nearer to it, or take a smaller Langevin step"
+                "nearer to it, or take a smaller Langevin step",
+                "chains",
             )
-        if line["mean_gap"] > limits.max_gap:
-            return (
-                f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits. Lower "
-                "the learning rate, take more Langevin steps, or match the stem to the image size"
+        if line["mean_gap"] > limits.max_gap or line["auc"] > limits.max_auc:
+            return Fault(
+                f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
+                f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
+                "more Langevin steps, or match the stem to the image size",
+                "chains",
             )
-        if not line["moved"] >= limits.min_move:
-            return (
+        if line["class_gap"] > limits.max_class_gap:
+            worst = int(line["worst_class"])
+            return Fault(
+                f"chains of class {worst} fell behind its data, by {line['class_gap']:.3g} "
+                "logits. Look at its images, and start its chains nearer to them",
+                "chains",
+                [worst],
+            )
+        return None
+
+    def _stuck(self, line: dict[str, float]) -> Fault | None:
+        """Returns the fault of chains that cannot move."""
+        if not line["moved"] >= self.settings.min_move:
+            return Fault(
                 f"chains are frozen: they move by {line['moved']:.1g}. Raise the Langevin step or "
-                "the temperature; with a box, look whether they stick to its border"
+                "the temperature; with a box, look whether they stick to its border",
+                "stuck",
             )
-        return ""
+        excess = line["saturated"] - line["saturated_observed"]
+        if excess > self.settings.max_saturated:
+            return Fault(
+                f"chains stick to black and white, with {excess:.0%} more of the pixels than the "
+                "data. Take a smaller Langevin step, or a lower gain",
+                "stuck",
+            )
+        return None
 
     def wants(self, update: int) -> bool:
         """Tells whether it is time for a copy of a healthy state."""
@@ -147,9 +220,42 @@ class Guard:
         """
         self._kept.append((update, copy.deepcopy(state)))
 
+    def act(self, fault: Fault, line: dict[str, float]) -> dict[str, Any] | None:
+        """Notes a fault and decides what is done about it.
+
+        Arguments:
+            fault: What is wrong.
+            line: The last line of the log.
+
+        Returns:
+            The state to go back to; what came after it is forgotten. `None` if the chains of the
+            fault are to be begun anew, which was not tried since the last return or for as long
+            as two copies are apart.
+
+        Raises:
+            Diverged: If the run went back often enough already.
+        """
+        update = int(line["update"])
+        note = {"update": update, "fault": fault.text, "of": fault.of}
+        if fault.of != "weights" and update >= self._calm:
+            self._calm = update + self.settings.keep_every
+            self.actions.append(note | {"action": "chains begun anew"})
+            return None
+        if self.rollbacks >= self.settings.rollbacks or not self._kept:
+            raise Diverged(
+                f"fine-tuning diverged at update {update} after {self.rollbacks} "
+                f"rollbacks: {fault.text}."
+            )
+        while len(self._kept) > 1:
+            self._kept.pop()
+        back, state = self._kept[0]
+        self._calm = update
+        self.actions.append(note | {"action": "went back", "back_to": back})
+        return copy.deepcopy(state)
+
     def state_dict(self) -> dict[str, Any]:
-        """Returns the faults and the copies."""
-        return {"faults": self.faults, "kept": list(self._kept)}
+        """Returns the actions and the copies."""
+        return {"actions": self.actions, "kept": list(self._kept), "calm": self._calm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -157,26 +263,8 @@ class Guard:
         Arguments:
             state: The state.
         """
-        self.faults = list(state["faults"])
+        self.actions, self._calm = list(state["actions"]), state["calm"]
         self._kept = deque((tuple(pair) for pair in state["kept"]), maxlen=2)
 
-    def roll_back(self, fault: str, line: dict[str, float]) -> dict[str, Any]:
-        """Returns the state to go back to, and forgets what came after it.
-
-        Arguments:
-            fault: What is wrong.
-            line: The last line of the log.
-
-        Raises:
-            Diverged: If the run went back often enough already.
-        """
-        if self.rollbacks >= self.settings.rollbacks or not self._kept:
-            raise Diverged(
-                f"fine-tuning diverged at update {line['update']:.0f} after {self.rollbacks} "
-                f"rollbacks: {fault}."
-            )
-        while len(self._kept) > 1:
-            self._kept.pop()
-        update, state = self._kept[0]
-        self.faults.append({"update": line["update"], "back_to": update, "fault": fault})
-        return copy.deepcopy(state)
+    def _returns(self) -> list[dict[str, Any]]:
+        return [action for action in self.actions if "back_to" in action]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from .chains import Rates, Storage
 from .contrastive import Objective
+from .curriculum import Curriculum
 from .data import Augment, gather
 from .energy import ClassifierEnergy
 from .guard import GuardSettings
@@ -101,7 +102,10 @@ class Settings:
         warmup: Updates over which the learning rate rises.
         clip_grad: Largest norm of the gradient, none if absent.
         ema: Decay of the moving average of the weights that are kept.
+        learn_gain: How fast the gain is learned: the change of its logarithm for a gap of one
+            logit, at each line of the log; 0 for a gain that stays.
         sampler: How chains move in one update.
+        curriculum: How the number of their steps follows what they reach.
         start: Where chains begin.
         chains: How chains are remembered.
         objective: What is minimised.
@@ -126,7 +130,9 @@ class Settings:
     warmup: int = 20
     clip_grad: float | None = None
     ema: float = 0.995
+    learn_gain: float = 0.0
     sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
+    curriculum: Curriculum = field(default_factory=Curriculum)
     start: StartSettings = field(default_factory=StartSettings)
     chains: ChainSettings = field(default_factory=ChainSettings)
     objective: Objective = field(default_factory=Objective)
@@ -149,6 +155,7 @@ class Settings:
             "grid_every",
             "checkpoint_every",
             "weight_decay",
+            "learn_gain",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"Settings: `{name}` must be 0 or more.")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -11,11 +12,12 @@ import torch
 
 from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert, finetune
 from ebm_from_clf.classify import train_classifier
+from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
-from ebm_from_clf.guard import Guard, GuardSettings
+from ebm_from_clf.guard import Fault, Guard, GuardSettings
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
 from ebm_from_clf.settings import ChainSettings, StartSettings
@@ -144,6 +146,12 @@ def test_optimisers_of_timm_run(digits, name):
     assert any(not torch.equal(p, q) for p, q in pairs)
 
 
+HEALTHY = dict(
+    gradient=1.0, worst=3.0, mean_gap=0.1, class_gap=0.5, worst_class=7, auc=0.5, lost=0.0,
+    moved=0.03, saturated=0.3, saturated_observed=0.3, update=10,
+)  # fmt: skip
+
+
 def run_with(digits, inject, updates=24, **options):
     """A run into which something goes wrong, once, at update 11."""
     e = energy(digits)
@@ -189,10 +197,34 @@ def freeze_chains(tuner):
     tuner._restore = put_back
 
 
+def raise_rate(tuner):
+    """The learning rate is a thousand times what it was, until the run goes back."""
+    schedule, restore = tuner.descent.schedule.step_update, tuner._restore
+
+    def explode(update):
+        schedule(update)
+        for group in tuner.descent.optimizer.param_groups:
+            group["lr"] *= 1e3
+
+    def put_back(state):
+        tuner.descent.schedule.step_update = schedule
+        restore(state)
+
+    tuner.descent.schedule.step_update, tuner._restore = explode, put_back
+
+
+def spoil_chains(tuner):
+    """A chain that is to be drawn is not a number."""
+    tuner.chains.state[:, :, 0, 0, 0] = float("nan")
+    tuner.chains.age[:] = 5
+
+
 FAULTS = {
     "scores": (blow_up, "ran away|fell behind|lost"),
     "gradient": (spoil_gradient, "gradient is not finite"),
-    "chains": (freeze_chains, "chains are frozen"),
+    "rate": (raise_rate, "ran away|fell behind|lost|not finite"),
+    "frozen": (freeze_chains, "chains are frozen"),
+    "chains": (spoil_chains, "score or loss is not finite|gradient is not finite"),
 }
 
 
@@ -201,22 +233,105 @@ def test_guard_goes_back_names_the_fault_and_the_run_ends_well(digits, kind):
     inject, name = FAULTS[kind]
     tuner = run_with(digits, inject, **QUICK)
     assert tuner.update == 24 and tuner.guard.rollbacks == 1 and tuner.guard.rate == 0.5
-    (fault,) = tuner.guard.faults
-    assert re.search(name, fault["fault"]) and fault["update"] <= 14 and fault["back_to"] <= 8
+    *before, back = tuner.guard.actions
+    assert re.search(name, back["fault"]) and back["update"] <= 16 and back["back_to"] <= 8
+    # What chains alone may have is tried on them first.
+    assert [a["action"] for a in before] == ["chains begun anew"] * (back["of"] != "weights")
     line = tuner.journal.lines[-1]
     assert line["rollbacks"] == 1 and line["worst"] < 50 and line["moved"] > 0.01
 
 
+def test_a_class_that_is_gone_is_begun_anew_and_the_run_goes_on(digits):
+    """Chains of class 3 lag by 8 logits until they are begun anew; those of others are kept."""
+    options = QUICK | {"chains": ChainSettings(per_class=20, restart_rate=0.0), "log_every": 2}
+    tuner = Finetuner(energy(digits), digits, Settings(updates=40, **options))
+    terms, begin_all_anew, sick, ages = tuner.gen.terms, tuner.chains.begin_all_anew, [3], []
+
+    def lagging(x, y, *rest, **more):
+        found = terms(x, y, *rest, **more)
+        lag = 8 * sum((y == c).float() for c in sick)
+        return found._replace(synthesized=found.synthesized - lag)
+
+    def cure(classes):
+        begin_all_anew(classes)
+        ages.extend(tuner.chains.age.sum(1).tolist())
+        sick.clear()
+
+    tuner.gen.terms, tuner.chains.begin_all_anew = lagging, cure
+    tuner.run()
+    (action,) = tuner.guard.actions
+    assert action["action"] == "chains begun anew" and "class 3 fell behind" in action["fault"]
+    assert ages[3] == 0 and min(ages[:3] + ages[4:]) > 0
+    # It is seen as soon as twenty of its images were, while the mean over classes is harmless.
+    assert action["update"] <= 26 and all(line["mean_gap"] < 2 for line in tuner.journal.lines)
+    assert tuner.journal.lines[-1]["class_gap"] < 5 and tuner.guard.rollbacks == 0
+
+
+def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
+    guard = Guard(GuardSettings(keep_every=10, rollbacks=2, more_steps=1.5))
+    guard.keep(0, {"state": 1})
+    behind = HEALTHY | {"mean_gap": 3.0}
+    done = []
+    for update in (20, 22, 24, 26):
+        line = behind | {"update": update}
+        done.append(guard.act(guard.fault(line), line))
+    assert done == [None, {"state": 1}, None, {"state": 1}]
+    assert (guard.rollbacks, guard.rate, guard.steps) == (2, 0.25, 1.5**2)
+    line = behind | {"update": 28}
+    assert guard.act(guard.fault(line), line) is None
+    with pytest.raises(Diverged, match="at update 28 after 2 rollbacks"):
+        guard.act(guard.fault(line), line)
+    assert [a["action"] for a in guard.actions] == ["chains begun anew", "went back"] * 2 + [
+        "chains begun anew"
+    ]
+    # A fault of the weights is none of the chains: no more steps.
+    guard = Guard(GuardSettings())
+    guard.keep(0, {})
+    guard.act(guard.fault(HEALTHY | {"worst": 1e9}), HEALTHY)
+    assert (guard.rollbacks, guard.steps) == (1, 1.0)
+
+
+@pytest.mark.parametrize("auc, steps", [(0.9, [4, 5, 6, 6]), (0.1, [2, 1, 1, 1]), (0.55, [3] * 4)])
+def test_steps_follow_what_chains_reach(digits, auc, steps):
+    """A run whose AUC is given: one step more or less a line, within the limits."""
+    curriculum = Curriculum(auc=0.6, fewest=1, most=6)
+    sampler = Langevin(n_steps=3, step_size=0.1, temperature=0.03)
+    options = QUICK | {"curriculum": curriculum, "sampler": sampler}
+    tuner = Finetuner(energy(digits), digits, Settings(updates=4, log_every=1, **options))
+    line, seen = tuner.journal.line, []
+    tuner.journal.line = lambda **numbers: line(**numbers) | {"auc": auc}
+    make_steps = tuner.gen.make_steps
+    tuner.gen.make_steps = lambda n: (seen.append(n), make_steps(n))
+    tuner.run()
+    assert seen == steps
+    # Fresh chains are as long as those of the store, whatever steps the run ended with.
+    assert tuner.energy.sampler.n_steps == 10 + round(steps[-1] * tuner.chains.lifetime)
+    assert Curriculum().steps(7, 1.0) == Curriculum().steps(7, 0.0) == 7
+
+
+def test_gain_is_learned_up_the_likelihood(digits):
+    """d log p / d gain is the gap, observed minus synthesized; a return takes it back."""
+    tuner = Finetuner(energy(digits), digits, Settings(updates=4, learn_gain=0.1, **QUICK))
+    line = HEALTHY | {"mean_gap": 0.5}
+    before = tuner.energy.gain
+    tuner._watch(line)
+    assert tuner.energy.gain == pytest.approx(before * math.exp(0.05))
+    tuner._watch(line | {"update": 12, "mean_gap": -0.5})
+    assert tuner.energy.gain == pytest.approx(before)
+    tuner._restore(tuner.guard.act(Fault("it"), line))
+    assert tuner.energy.gain == pytest.approx(before * math.exp(0.05))
+
+
 def test_a_healthy_run_is_left_alone(digits):
     tuner = run_with(digits, lambda tuner: None, **QUICK)
-    assert tuner.guard.faults == []
+    assert tuner.guard.actions == []
     assert all(line["lost"] == 0 and 0 < line["auc"] < 1 for line in tuner.journal.lines)
 
 
 def test_lost_chains_are_begun_anew(digits):
     tuner = Finetuner(energy(digits), digits, Settings(updates=8, log_every=4, **QUICK))
     tuner.guard.lost = lambda observed, synthesized: synthesized < synthesized.median()
-    tuner.guard.fault = lambda line: ""
+    tuner.guard.fault = lambda line: None
     noted = []
     begin_anew = tuner.chains.begin_anew
 
@@ -237,9 +352,7 @@ def test_a_chain_is_lost_behind_all_data_only():
     scores = torch.tensor([40.0] * 20 + [4.0] * 4)
     assert not guard.lost(scores, scores).any()
     assert guard.lost(scores, scores - 30).tolist() == [False] * 20 + [True] * 4
-
-
-HEALTHY = dict(gradient=1.0, worst=3.0, mean_gap=0.1, lost=0.0, moved=0.03, update=10)
+    assert guard.lost(scores, torch.tensor([40.0, math.nan])).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -250,17 +363,24 @@ HEALTHY = dict(gradient=1.0, worst=3.0, mean_gap=0.1, lost=0.0, moved=0.03, upda
         ({"worst": 2e3}, "ran away"),
         ({"lost": 0.4}, "40% of the chains are lost"),
         ({"mean_gap": 2.5}, "fell behind the data, the gap is 2.5"),
+        ({"auc": 1.0}, "100.0% of the pairs are told apart"),
+        ({"class_gap": 6.0}, "chains of class 7 fell behind"),
+        ({"gradient": 1e5}, "gradient ran away"),
+        ({"saturated": 0.9}, "60% more of the pixels than the data"),
         ({"moved": 1e-7}, "frozen"),
         ({"moved": float("nan")}, "frozen"),
     ],
 )
 def test_each_fault_has_its_name(change, name):
     guard = Guard(GuardSettings(rollbacks=0))
-    assert guard.fault(HEALTHY) == ""
-    fault = guard.fault(HEALTHY | change)
-    assert name in fault
+    assert guard.fault(HEALTHY) is None
+    line = HEALTHY | change
+    fault = guard.fault(line)
+    assert name in fault.text and fault.classes == ([7] if "class_gap" in change else None)
+    if fault.of != "weights":
+        assert guard.act(fault, line) is None
     with pytest.raises(Diverged, match="at update 10 after 0 rollbacks"):
-        guard.roll_back(fault, HEALTHY | change)
+        guard.act(fault, line)
 
 
 def test_divergence_is_reported_not_masked(digits):

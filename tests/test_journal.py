@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from ebm_from_clf.chains import Draw
 from ebm_from_clf.contrastive import Synthesized, Terms
 from ebm_from_clf.journal import Journal
 
@@ -16,14 +17,16 @@ def terms(contrast, entropy, observed, synthesized, hits):
     )
 
 
-def note(journal, *numbers, gradient=1.0, lost=(False, False)):
+def note(journal, *numbers, gradient=1.0, lost=(False, False), y=(0, 1)):
     images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
-    chains = Synthesized(images, None, torch.tensor([0.1, 0.3]))
-    journal.add(terms(*numbers), chains, torch.tensor(lost), torch.tensor(gradient))
+    draw = Draw(images, torch.tensor(y), torch.zeros(2), torch.zeros(2))
+    chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]))
+    observed = torch.full((2, 1, 1, 1), 0.5)
+    journal.add(observed, terms(*numbers), chains, torch.tensor(lost), torch.tensor(gradient))
 
 
 def test_a_line_holds_means_and_last_numbers():
-    journal = Journal()
+    journal = Journal(3)
     note(journal, 0.5, 0.1, 3.0, 1.0, 1.0)
     note(journal, -0.5, 0.2, 2.0, -7.0, 0.5)
     line = journal.line(update=2)
@@ -33,12 +36,44 @@ def test_a_line_holds_means_and_last_numbers():
     # Observed 2 and 4 against 0 and 2, then 1 and 3 against -8 and -6: 3 pairs of 4, then all.
     assert line["auc"] == 0.875
     assert (line["moved"], line["saturated"], line["gradient"]) == (pytest.approx(0.2), 0.5, 1.0)
+    assert line["saturated_observed"] == 0
     note(journal, 0.0, 0.0, 0.0, 0.0, 1.0)
     assert journal.line()["worst"] == 0 and len(journal.lines) == 2
 
 
+def test_lost_chains_are_counted_from_the_beginning():
+    journal = Journal(3)
+    for lost in ((True, False), (True, True), (False, False)):
+        note(journal, 0.0, 0.0, 0.0, 0.0, 1.0, lost=lost)
+        journal.line()
+    assert [line["begun_anew"] for line in journal.lines] == [1, 3, 3]
+
+
+def test_the_class_that_fell_behind_is_found_among_the_others():
+    """Its gap is the mean of its images with weights .97^age, of one image or two in a batch."""
+    journal, gaps = Journal(3), []
+    for update in range(30):
+        y = (0, 2) if update % 3 else (2, 2)
+        gap = 6.0 + update % 5 if update % 3 == 0 else 0.0
+        note(journal, 0.0, 0.0, gap, 0.0, 1.0, y=y)
+        gaps += [gap] * y.count(2)
+        line = journal.line()
+        if len(gaps) < 20:
+            assert (line["class_gap"], journal._gaps[1, 1]) == (0, 0)
+    assert line["worst_class"] == 2
+    value, known, i = 0.0, 0.0, 0
+    while i < len(gaps):  # those of one batch together
+        n = 2 if gaps[i] and i + 1 < len(gaps) else 1
+        keep = 0.97**n
+        value, known, i = keep * value + (1 - keep) * gaps[i], keep * known + 1 - keep, i + n
+    assert line["class_gap"] == pytest.approx(value / known, rel=1e-5)
+    journal.forget([2])
+    note(journal, 0.0, 0.0, 9.0, 0.0, 1.0, y=(2, 2))
+    assert journal.line()["class_gap"] == 0
+
+
 def test_what_is_not_finite_is_seen_and_written_as_null(tmp_path):
-    journal = Journal()
+    journal = Journal(3)
     note(journal, 0.0, float("nan"), 1.0, 1.0, 1.0)
     note(journal, 0.0, 0.0, 1.0, 1.0, 1.0)
     line = journal.line(update=2)
@@ -49,7 +84,7 @@ def test_what_is_not_finite_is_seen_and_written_as_null(tmp_path):
 
 
 def test_written_anew_replaces_and_else_appends(tmp_path):
-    journal = Journal()
+    journal = Journal(3)
     for update in range(3):
         note(journal, 0.0, 0.0, 0.0, 0.0, 1.0)
         journal.line(update=update)

@@ -1,0 +1,53 @@
+r"""How many Langevin steps an update makes, by how well its chains can be told from data.
+
+.. math:: K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
+
+AUC is the probability that an observed image scores higher than a synthesized one, .5 where the
+two cannot be told apart. Chains that can be told apart have not come far enough: they get more
+steps (Yin et al., 2025, https://arxiv.org/abs/2510.13872, where the number only rises). Steps are
+most of the cost of an update, so those that are not needed are given back. The AUC is that of
+scores which learning has computed anyway.
+"""
+
+__all__ = ["Curriculum"]
+
+from dataclasses import dataclass
+
+WIDTH = 0.1
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Settings of the curriculum of Langevin steps, which is looked at with each line of the log.
+
+    Arguments:
+        auc: Probability that an observed image scores higher than a synthesized one, above which
+            an update makes one step more; .1 below it, one step less. 1 for steps as they are.
+        fewest: Least number of steps.
+        most: Largest number of steps.
+    """
+
+    auc: float = 1.0
+    fewest: int = 1
+    most: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 < self.auc <= 1:
+            raise ValueError(f"Curriculum: `auc` is a probability, got {self.auc}.")
+        if not 1 <= self.fewest <= self.most:
+            raise ValueError(
+                f"Curriculum: `fewest` must be 1 or more, and `most` no less, got {self.fewest} "
+                f"and {self.most}."
+            )
+
+    def steps(self, n_steps: int, auc: float) -> int:
+        """Returns the number of steps of the updates that follow.
+
+        Arguments:
+            n_steps: The number of steps so far.
+            auc: The AUC of the last updates.
+        """
+        if self.auc == 1:
+            return n_steps
+        change = (auc > self.auc) - (auc < self.auc - WIDTH)
+        return min(max(n_steps + change, self.fewest), self.most)
