@@ -235,6 +235,53 @@ def test_plain_loop_learns_the_fixed_point():
     assert (found - mean.flatten(1)).square().mean().sqrt() < 1 / 200**0.5
 
 
+@pytest.mark.parametrize("steps", [2, 8])
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_persistent_chains_turn_unstable_at_the_rate_of_theory(steps, factor):
+    """With l = a^K the mean follows m' = l m + (1 - l) (mu + gamma s^2 w), w' = w + eta (x - m').
+
+    It is stable iff eta gamma s^2 < 2 (1 + l) / (1 - l). At T = 0 every chain is its mean, so the
+    loop itself is held to the recursion, on either side of the threshold.
+    """
+    gain, scale, step = 1.7, 0.5, 0.6
+    weight = 0.1 * torch.randn(1, 4, generator=toys.seeded(6))
+    classifier = toys.Linear(weight.double(), torch.zeros(1).double())
+    reference = WhiteNoise(torch.full((1, 2, 2), 0.375), scale).double()
+    energy = ClassifierEnergy(classifier, reference, gain=gain)
+    energy.space.double()
+    chains = ChainStore(
+        energy.reference,
+        ReferenceStart(energy.reference, 0.0),
+        1,
+        per_class=3,
+        restart_rate=0.0,
+        burn_in=0,
+        generator=toys.seeded(0),
+    )
+    chains.state = chains.state.double()
+    chains._unpack = lambda state, generator: state  # the store is in single precision
+    chains._pack = lambda u: u
+    sampler = Langevin(n_steps=steps, step_size=step, temperature=0.0)
+    gen = Contrastive(energy, sampler, chains, Objective(data_noise=0.0))
+    memory = (1 - step**2 / 2) ** steps
+    threshold = 2 * (1 + memory) / (1 - memory) / (gain * scale**2)
+    optimizer = torch.optim.SGD([classifier.weight], lr=factor * threshold)
+    x = torch.tensor([0.1, 0.9, 0.4, 0.6]).double().view(1, 1, 2, 2).expand(3, -1, -1, -1)
+    m, w = reference.mean.flatten(), classifier.weight[0].detach().clone()
+    y, errors = torch.zeros(3).long(), []
+    for _ in range(60):
+        optimizer.zero_grad()
+        gen(x, y).backward()
+        optimizer.step()
+        m = memory * m + (1 - memory) * (0.375 + gain * scale**2 * w)
+        w = w + factor * threshold * (x[0].flatten() - m)
+        torch.testing.assert_close(classifier.weight[0].detach(), w, rtol=1e-9, atol=1e-9)
+        errors.append(float((m - x[0].flatten()).abs().max()))
+    assert (errors[-1] > errors[9]) == (factor > 1)
+    # A mutant: chains that forget all of their past turn unstable at another rate.
+    assert abs(threshold - 2 / (gain * scale**2)) > 0.3 * threshold
+
+
 def test_drop_in_adds_to_a_plain_loop():
     energy = toys.smooth()
     gen = drop_in(energy)
