@@ -264,7 +264,6 @@ def _forget(store: ChainStore, _: object) -> None:
     """Lets mapped chains begin anew that were written after the state just loaded was taken."""
     stamp = store.stamp.to(store.written.device)  # type: ignore[union-attr]
     store.age.masked_fill_(store.written != stamp, 0)
-    store.written.copy_(stamp)
 
 
 def _rates(rate: Rates, n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
 `chains/`, the energy in `model/`, and `metrics.json`, written last. Until then an interrupted run
-goes on from `state.safetensors`.
+goes on from `state.safetensors`, and from `chains.bin` if chains are mapped.
 """
 
 __all__ = [

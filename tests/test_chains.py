@@ -180,7 +180,9 @@ def test_a_surplus_begins_at_the_start_and_is_forgotten():
     u = torch.arange(len(y)).view(-1, 1, 1, 1) + torch.zeros_like(draw.u)
     chains.write(draw, u)
     assert torch.equal(chains.state[y[draw.own], draw.slot[draw.own]], u[draw.own])
-    chains.begin_anew(draw, torch.ones(len(y), dtype=torch.bool))
+    chains.begin_anew(draw, surplus)
+    assert (chains.age > 0).all()
+    chains.begin_anew(draw, ~surplus)
     assert (chains.age == 0).sum() == 23 and (chains.state[2] == 0).all()
 
 
@@ -232,11 +234,14 @@ def test_mapped_chains_written_since_a_state_begin_anew(again, tmp_path):
     assert (there.age[touched] == 0).all() and 0 < touched.sum() < 60
     assert torch.equal(there.age[~touched], state["age"][~touched])
     assert torch.equal(there.state[~touched], states[~touched])
-    # What goes on from there is told from what was written before.
-    moved(there, 1, g)
+    # What goes on from there is told from what was written before, as often as it is gone back.
+    before = there.state.clone()
+    moved(there, 2, g)
     later = {k: v.clone() for k, v in there.state_dict().items()}
     there.load_state_dict(later)
     assert torch.equal(there.age, later["age"])
+    there.load_state_dict(state)
+    assert (there.age[(there.state != before).flatten(2).any(2)] == 0).all()
 
 
 def test_a_state_without_its_file_begins_all_chains_anew(tmp_path):
