@@ -11,6 +11,9 @@ make chains :math:`b + K / r` steps long on average.
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
 two rates, slot s of n has its own, :math:`r_s = r_0 (r_1 / r_0)^{s / (n - 1)}`: most chains are
 short, some are as long as the run.
+
+A batch may hold more images of a class than there are chains of it: the surplus begin at the
+start and are forgotten.
 """
 
 __all__ = ["ChainStore", "Draw"]
@@ -38,16 +41,28 @@ class Draw(NamedTuple):
         y: Their classes, with shape (B).
         slot: Their slots within the class, with shape (B).
         fresh: Whether each was just begun, with shape (B).
+        own: The indices of those that have a slot, if some have none; `None` for all. The slot
+            of one that has none is -1.
     """
 
     u: Tensor
     y: Tensor
     slot: Tensor
     fresh: Tensor
+    own: Tensor | None = None
 
 
 class ChainStore(nn.Module):
     """Creates a store of persistent chains; its `state_dict` holds all of them.
+
+    No chain is begun before it is first drawn, so that a store of any size is made at once.
+
+    With a file, the states lie in it and are mapped into memory: only what is drawn is read, and
+    the file takes up space only for chains that were written, in the end K n C H W values. The
+    `state_dict` then has their ages and when each was written, not the states: loading it begins
+    anew the chains that were written since it was taken, and goes on with the others, in this
+    process or in another one with the same file. The file outlives a process that is killed; if
+    the machine crashed, remove it, and all chains begin anew.
 
     Arguments:
         reference: The reference whose whitened coordinates the chains live in.
@@ -59,7 +74,8 @@ class ChainStore(nn.Module):
         burn_in: The Langevin steps that a new chain makes before it counts.
         storage: How a state is kept: u as `float32` or `float16`, or pixels in [0, 1] as
             `uint8`, for models on the box only.
-        generator: The generator of the first states.
+        file: The file that states lie in, made if there is none; on a device other than the CPU
+            each draw then waits for it. `None` for the memory of the device.
 
     Raises:
         ValueError: If a number is out of range or the storage is unknown.
@@ -68,6 +84,8 @@ class ChainStore(nn.Module):
     state: Tensor
     age: Tensor
     rate: Tensor
+    written: Tensor
+    stamp: Tensor | None
 
     def __init__(
         self,
@@ -79,7 +97,7 @@ class ChainStore(nn.Module):
         restart_rate: Rates = 0.05,
         burn_in: int = 10,
         storage: Storage = "float32",
-        generator: torch.Generator,
+        file: str | None = None,
     ) -> None:
         super().__init__()
         if n_classes < 1 or per_class < 1:
@@ -97,13 +115,18 @@ class ChainStore(nn.Module):
         self.burn_in = burn_in
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
-        kept = torch.empty(shape, dtype=getattr(torch, storage), device=reference.mean.device)
-        for c in range(n_classes):
-            y = torch.full((per_class,), c, device=kept.device)
-            kept[c] = self._pack(reference.encode(start(y, generator=generator)))
-        self.register_buffer("rate", rates.to(kept.device), persistent=False)
-        self.register_buffer("state", kept)
-        self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=kept.device))
+        dtype, device = getattr(torch, storage), reference.mean.device
+        self.register_buffer("rate", rates.to(device), persistent=False)
+        self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=device))
+        if file is None:
+            self.register_buffer("state", torch.zeros(shape, dtype=dtype, device=device))
+            self.stamp = None
+        else:
+            # No buffers: they stay in the file, wherever the store is moved.
+            self.stamp, self.state = _mapped(file, shape, dtype)
+            self.clock = int(self.stamp.max())
+            self.register_buffer("written", self.stamp.to(device, copy=True))
+            self.register_load_state_dict_post_hook(_forget)
 
     @property
     def start(self) -> Start:
@@ -126,28 +149,28 @@ class ChainStore(nn.Module):
         return 1 / max(float(self.rate.log().mean().exp()), 0.01)
 
     def draw(self, y: Tensor, *, generator: torch.Generator) -> Draw:
-        """Takes one chain of each class index in y, no chain twice.
+        """Takes one chain of each class index in y, no chain twice; new ones for a surplus.
 
         Arguments:
             y: The class indices, with shape (B).
             generator: The generator that chooses slots and restarts.
 
         Raises:
-            ValueError: If a class does not exist or is asked for more often than it has chains.
+            ValueError: If a class does not exist.
         """
         reference, start = self._held
-        slot = self._slots(y, generator)
-        u = self._unpack(self.state[y, slot], generator)
+        slot, own = self._slots(y, generator)
+        u = self._unpack(self.state[self._at(y, slot)].to(self.age.device), generator)
         r = torch.rand(len(y) + 1, generator=generator, device=generator.device)
         # Systematic sampling: rates end to end in random order, one tooth of a comb a unit. Nearly
         # the same number every time, since a batch of one shape is fast.
         order = r[:-1].argsort().to(y.device)
         edge = torch.cat([r[-1:].to(self.rate), self.rate[slot[order]]]).cumsum(0).floor()
-        fresh = self.age[y, slot] == 0
+        fresh = (self.age[y, slot] == 0) | (slot < 0)
         fresh[order] |= edge.diff() > 0
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
-        return Draw(u, y, slot, fresh)
+        return Draw(u, y, slot, fresh, own)
 
     def write(self, draw: Draw, u: Tensor) -> None:
         """Writes moved chains back to the slots that they were drawn from.
@@ -156,8 +179,14 @@ class ChainStore(nn.Module):
             draw: What :meth:`draw` gave.
             u: Their new states, with the shape of `draw.u`.
         """
-        self.state[draw.y, draw.slot] = self._pack(u)
-        self.age[draw.y, draw.slot] = torch.where(draw.fresh, 1, self.age[draw.y, draw.slot] + 1)
+        y, slot, fresh, u = _own(draw, draw.fresh, u)
+        at = self._at(y, slot)
+        if self.stamp is not None:
+            # Before the state: if the process ends in between, the chain must not pass for old.
+            self.clock += 1
+            self.stamp[at] = self.written[y, slot] = self.clock
+        self.state[at] = self._pack(u).to(self.state.device)
+        self.age[y, slot] = torch.where(fresh, 1, self.age[y, slot] + 1)
 
     def begin_anew(self, draw: Draw, where: Tensor) -> None:
         """Begins some chains anew when they are drawn next.
@@ -166,8 +195,8 @@ class ChainStore(nn.Module):
             draw: What :meth:`draw` gave.
             where: Which of them, with shape (B).
         """
-        age = self.age[draw.y, draw.slot]
-        self.age[draw.y, draw.slot] = torch.where(where, 0, age)
+        y, slot, where = _own(draw, where)
+        self.age[y, slot] = torch.where(where, 0, self.age[y, slot])
 
     def begin_all_anew(self, classes: Sequence[int] | None = None) -> None:
         """Begins all chains of some classes anew when they are drawn next.
@@ -178,13 +207,21 @@ class ChainStore(nn.Module):
         self.age[slice(None) if classes is None else list(classes)] = 0
 
     def pixels(self, classes: Iterable[int], n: int) -> Tensor:
-        """Returns the first n chains of each class as pixels, with shape (len * n, C, H, W)."""
-        states = torch.cat([self.state[c, :n] for c in classes])
-        if self.storage == "uint8":
-            return dequantize(states)
-        return self._held[0].decode(states.float())
+        """Returns the first n chains of each class as pixels, with shape (len * n, C, H, W).
 
-    def _slots(self, y: Tensor, generator: torch.Generator) -> Tensor:
+        Those that begin when they are drawn next are the mean image of the reference.
+        """
+        classes, reference = list(classes), self._held[0]
+        x = torch.cat([self.state[c, :n] for c in classes]).to(self.age.device)
+        x = dequantize(x) if self.storage == "uint8" else reference.decode(x.float())
+        begun = torch.cat([self.age[c, :n] for c in classes]) > 0
+        return torch.where(begun[:, None, None, None], x, reference.mean)
+
+    def _at(self, y: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where chains lie, as an index on the device of the states."""
+        return y.to(self.state.device), slot.to(self.state.device)
+
+    def _slots(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Chooses distinct slots: the j-th chain of a class takes entry j of a permutation."""
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
             raise ValueError(
@@ -192,11 +229,6 @@ class ChainStore(nn.Module):
                 f"{int(y.max())}."
             )
         classes, inverse, count = torch.unique(y, return_inverse=True, return_counts=True)
-        if len(y) and int(count.max()) > self.per_class:
-            raise ValueError(
-                f"ChainStore: {int(count.max())} chains of one class were asked for, the store "
-                f"has {self.per_class}. Raise `per_class` or lower the batch size."
-            )
         key = torch.rand(
             (len(classes), self.per_class), generator=generator, device=generator.device
         )
@@ -204,7 +236,11 @@ class ChainStore(nn.Module):
         rank = torch.empty_like(y)
         first = count.cumsum(0) - count
         rank[order] = torch.arange(len(y), device=y.device) - first[inverse[order]]
-        return key.to(y.device).argsort(1)[inverse, rank]
+        if not len(y) or int(count.max()) <= self.per_class:
+            return key.to(y.device).argsort(1)[inverse, rank], None
+        slot = key.to(y.device).argsort(1)[inverse, rank.clamp_max(self.per_class - 1)]
+        slot = torch.where(rank < self.per_class, slot, -1)
+        return slot, (slot >= 0).nonzero().flatten()
 
     def _pack(self, u: Tensor) -> Tensor:
         if self.storage == "uint8":
@@ -215,6 +251,27 @@ class ChainStore(nn.Module):
         if self.storage == "uint8":
             return self._held[0].encode(dequantize(state, generator))
         return state.float()
+
+
+def _own(draw: Draw, *tensors: Tensor) -> list[Tensor]:
+    """Returns class, slot, and what else is given, of the chains of a draw that have a slot."""
+    every = (draw.y, draw.slot, *tensors)
+    return [t if draw.own is None else t[draw.own] for t in every]
+
+
+def _mapped(file: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Returns when each chain was last written, int64, and the states, both in one file."""
+    head = 8 * math.prod(shape[:2])
+    size = head + math.prod(shape) * dtype.itemsize
+    whole = torch.from_file(file, shared=True, size=size, dtype=torch.uint8)
+    stamp = whole[:head].view(torch.int64).view(shape[:2])
+    return stamp, whole[head:].view(dtype).view(shape)
+
+
+def _forget(store: ChainStore, _: object) -> None:
+    """Lets mapped chains begin anew that were written after the state just loaded was taken."""
+    stamp = store.stamp.to(store.written.device)  # type: ignore[union-attr]
+    store.age.masked_fill_(store.written != stamp, 0)
 
 
 def _rates(rate: Rates, n: int) -> Tensor:

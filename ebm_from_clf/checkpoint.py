@@ -77,6 +77,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "size": list(energy.space.size),
         "start": start,
         "contrast": float(getattr(energy.start, "contrast", 1.0)),
+        "start_size": list(energy.start.size) if isinstance(energy.start, ClassGaussian) else None,
         "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
@@ -148,8 +149,8 @@ def _restore(
     if isinstance(energy.start, ClassGaussian):
         start = energy.start
         found = len(start.weight if isinstance(start, ClassMixture) else start.mean)
-        if found != (energy.n_classes or found) or start.mean.shape[1:] != energy.reference.shape:
-            raise ValueError(f"start.mean has shape {tuple(start.mean.shape)}")
+        if found != (energy.n_classes or found) or start.shape != energy.reference.shape:
+            raise ValueError(f"starts are {found} of shape {tuple(start.shape)}")
     energy.coarse = Coarse(*config["coarse"]) if config.get("coarse") else None
     energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
     return energy
@@ -171,8 +172,7 @@ def _restore_start(
         return ReferenceStart(reference, config.get("contrast", 1.0))
     if name == "UniformStart":
         return UniformStart(reference.shape)
-    if name == "ClassGaussian":
-        return ClassGaussian(**tensors)
-    if name == "ClassMixture":
-        return ClassMixture(**tensors)
+    if name in ("ClassGaussian", "ClassMixture"):
+        kind = ClassMixture if name == "ClassMixture" else ClassGaussian
+        return kind(**tensors, size=config.get("start_size"))
     return None

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from .demo import PATCH_SOURCES, digits8x8, mnist5k, patches
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
 from .parts import part_folder
-from .space import dequantize
+from .space import dequantize, resize
 
 IN_MEMORY_BYTES = 2**31
+AT_ONCE = 64
 
 
 class Images(Dataset):
@@ -139,24 +140,44 @@ class Augment:
         return x.contiguous()
 
 
-def gather(dataset: Dataset, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+def gather(
+    dataset: Dataset, per_class: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Collects a data set, or the first images of each class, into tensors.
+
+    Images are read a few at a time and made smaller as they are read. Those that are not wanted
+    are not read, if the data set has `labels`; otherwise all are, once, for their labels.
 
     Arguments:
         dataset: The data set.
         per_class: At most so many images of a class. `None` for all.
+        size: The height and width that images are brought to. `None` for their own.
 
     Returns:
         The pixels in [0, 1], with shape (N, C, H, W), and the labels, with shape (N).
     """
-    if isinstance(dataset, Images):
-        x, y = dequantize(dataset.images), dataset.labels
-    else:
-        x, y = default_collate([dataset[i] for i in range(len(dataset))])  # type: ignore[arg-type]
+    keep = _first(dataset, per_class)
+    x, y, n = torch.empty(0), torch.empty(0), 0
+    for images, labels in loader(Subset(dataset, keep), AT_ONCE):
+        small = images if size is None else resize(images, size)
+        if n == 0:
+            x, y = small.new_empty(len(keep), *small.shape[1:]), labels.new_empty(len(keep))
+        x[n : n + len(small)], y[n : n + len(small)] = small, labels
+        n += len(small)
+    return x, y
+
+
+def _first(dataset: Dataset, per_class: int | None) -> Sequence[int]:
+    """Returns the indices of the first images of each class, class by class, or of all."""
+    n = len(dataset)  # type: ignore[arg-type]
     if per_class is None:
-        return x, y
-    keep = torch.cat([(y == c).nonzero().flatten()[:per_class] for c in y.unique()])
-    return x[keep], y[keep]
+        return range(n)
+    known = getattr(dataset, "labels", None)
+    y = torch.as_tensor([int(dataset[i][1]) for i in range(n)] if known is None else known)
+    order = y.argsort(stable=True)
+    _, count = y.unique(return_counts=True)
+    rank = torch.arange(n) - (count.cumsum(0) - count).repeat_interleave(count)
+    return order[rank < per_class].tolist()
 
 
 def load_data(

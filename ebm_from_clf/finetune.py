@@ -9,11 +9,12 @@ with one forward of all images together. The weights that are kept are the expon
 average of those that moved.
 """
 
-__all__ = ["STATE", "Finetuner", "finetune"]
+__all__ = ["CHAINS", "STATE", "Finetuner", "finetune"]
 
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,19 @@ from .data import Batches, loader
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .folders import new_folder
+from .folders import mappable, new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
 from .pictures import grid
-from .settings import Settings
+from .reference import Reference
+from .settings import ChainSettings, Settings
 from .space import check_pixels
+from .start import Start
 from .state import write_state
 
 STATE = "state.safetensors"
+CHAINS = "chains.bin"
 
 
 class Finetuner:
@@ -47,16 +51,21 @@ class Finetuner:
         energy: The energy; its classifier is trained in place.
         dataset: Pairs of an image in [0, 1] and a class index.
         settings: The settings.
+        folder: The folder for the file of mapped chains; `None` for a temporary file.
 
     Attributes:
         notes: What its owner wants to be kept with the state.
 
     Raises:
-        UsageError: If the data do not fit the classifier.
+        UsageError: If the data do not fit the classifier, or mapped chains the disk.
     """
 
     def __init__(
-        self, energy: ClassifierEnergy, dataset: Dataset, settings: Settings | None = None
+        self,
+        energy: ClassifierEnergy,
+        dataset: Dataset,
+        settings: Settings | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.settings = settings = settings or Settings()
         self.dataset = dataset
@@ -71,16 +80,7 @@ class Finetuner:
         self.descent = Descent(energy.classifier, settings)
         self.device = self.descent.device
         self.energy = energy.to(self.device)
-        self.chains = ChainStore(
-            energy.reference,
-            start,
-            n_classes,
-            per_class=settings.chains.per_class,
-            restart_rate=settings.chains.restart_rate,
-            burn_in=settings.chains.burn_in,
-            storage=settings.chains.storage,
-            generator=self.generator,
-        )
+        self.chains = _chains(energy.reference, start, n_classes, settings.chains, folder)
         self.gen = Contrastive(
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
@@ -270,6 +270,23 @@ class Finetuner:
         self.gen.make_steps(round(self.n_steps * self.guard.steps))
 
 
+def _chains(
+    reference: Reference,
+    start: Start,
+    n_classes: int,
+    settings: ChainSettings,
+    folder: Path | None,
+) -> ChainStore:
+    """Creates the store of a run, in memory or in a file."""
+    options: dict[str, Any] = asdict(settings)
+    if not options.pop("mapped"):
+        return ChainStore(reference, start, n_classes, **options)
+    value = getattr(torch, settings.storage).itemsize
+    n_bytes = n_classes * settings.per_class * (8 + reference.shape.numel() * value)
+    with mappable(None if folder is None else folder / CHAINS, n_bytes) as file:
+        return ChainStore(reference, start, n_classes, **options, file=file)
+
+
 def finetune(
     energy: ClassifierEnergy,
     dataset: Dataset,
@@ -293,6 +310,6 @@ def finetune(
         UsageError: If the data do not fit the classifier, or the folder is taken.
         Diverged: If the run diverged.
     """
-    tuner = Finetuner(energy, dataset, settings)
-    tuner.run(None if output is None else new_folder(output))
+    folder = None if output is None else new_folder(output)
+    Finetuner(energy, dataset, settings, folder).run(folder)
     return energy

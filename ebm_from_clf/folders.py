@@ -1,6 +1,16 @@
 """Output folders: nothing is overwritten, nothing left half-written, no label becomes a path."""
 
-__all__ = ["LOCK", "claim", "new_folder", "publish", "slug", "whole", "write_json", "write_text"]
+__all__ = [
+    "LOCK",
+    "claim",
+    "mappable",
+    "new_folder",
+    "publish",
+    "slug",
+    "whole",
+    "write_json",
+    "write_text",
+]
 
 import json
 import os
@@ -103,6 +113,30 @@ def publish(path: str | Path) -> Iterator[Path]:
             raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def mappable(path: str | Path | None, n_bytes: int) -> Iterator[str]:
+    """Gives a file to be mapped into memory, which grows as it is written.
+
+    Arguments:
+        path: The file, made if there is none. `None` for one in the folder of temporary files
+            that has no name afterwards and goes with the process.
+        n_bytes: What it may grow to.
+
+    Raises:
+        UsageError: If there is too little room: a process that maps a file on a full disk is
+            killed without a word.
+    """
+    with tempfile.NamedTemporaryFile() if path is None else Path(path).open("ab") as file:
+        taken = os.fstat(file.fileno()).st_blocks * 512
+        room = shutil.disk_usage(Path(file.name).parent).free + taken
+        if n_bytes > room:
+            raise UsageError(
+                f"{file.name}: may grow to {n_bytes / 1e9:.1f} GB, there is room for "
+                f"{room / 1e9:.1f}. Keep fewer chains, or put the folder on another disk."
+            )
+        yield file.name
 
 
 @contextmanager

@@ -27,20 +27,29 @@ class ClassMixture(ClassGaussian):
 
     Arguments:
         mean: The means of the modes, those of a class one after another, with shape
-            (M, C, H, W).
-        components: The components, with shape (M, r, C, H, W).
-        residual: The residual standard deviations, with shape (M, C, H, W).
+            (M, C, h, w).
+        components: The components, with shape (M, r, C, h, w).
+        residual: The residual standard deviations, with shape (M, C, h, w).
         weight: The probability of each mode of a class, with shape (K, J): those it has first,
             then 0.
+        size: The height and width (H, W) of the images drawn; `None` for h and w.
 
     Raises:
-        ValueError: If shapes differ, or the weights are not those of M modes.
+        ValueError: As for :class:`ClassGaussian`, or if the weights are not those of M modes.
     """
 
     weight: Tensor
 
-    def __init__(self, mean: Tensor, components: Tensor, residual: Tensor, weight: Tensor) -> None:
-        super().__init__(mean, components, residual)
+    def __init__(
+        self,
+        mean: Tensor,
+        components: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(mean, components, residual, size=size)
         there = weight > 0
         whole = (weight.sum(1) - 1).abs().max() < 1e-4 and bool((weight >= 0).all())
         if not (whole and int(there.sum()) == len(mean) and bool(there[:, 0].all())):
@@ -68,23 +77,25 @@ class ClassMixture(ClassGaussian):
         modes: int = 4,
         rank: int = 16,
         residual: bool = False,
+        size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
     ) -> "ClassMixture":
         """Fits the mixtures to labelled images.
 
         Arguments:
-            images: Pixels in [0, 1], with shape (N, C, H, W).
+            images: Pixels in [0, 1], with shape (N, C, h, w).
             labels: Their class indices, with shape (N).
             n_classes: The number of classes K.
             modes: The largest number of modes J of a class. Each mode has at least 20 images,
                 and more than the rank; of fewer images a class has one mode.
             rank: The number r of components per mode; at most the images of a class less one.
             residual: Whether the variance outside the components is added as pixel noise.
+            size: The height and width (H, W) of the images drawn; `None` for h and w.
             generator: The generator of the first centres.
 
         Raises:
             ValueError: If a number is out of range, a class has no image, or too few for the
-                rank, or images are not in [0, 1].
+                rank, or images are not in [0, 1] or larger than `size`.
         """
         if modes < 1:
             raise ValueError(f"ClassMixture: `modes` must be 1 or more, got {modes}.")
@@ -101,7 +112,7 @@ class ClassMixture(ClassGaussian):
             mode[where] = n + found
             n += len(count)
         one = ClassGaussian.fit(images, mode, n, rank=rank, residual=residual)
-        return cls(one.mean, one.components, one.residual, weight)
+        return cls(one.mean, one.components, one.residual, weight, size=size)
 
 
 def _parted(x: Tensor, modes: int, fewest: int, generator: torch.Generator) -> Tensor:

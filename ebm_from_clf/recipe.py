@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from .convert import convert, create_classifier
-from .data import gather, load_data
+from .data import AT_ONCE, load_data, loader
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .fitted import FittedGaussian
@@ -86,14 +86,20 @@ class ReferenceSettings:
         scale: Standard deviation of a pixel, for white and spectral.
         alpha: Exponent of the power spectrum, for spectral.
         floor: Least standard deviation of a pixel or frequency, for fitted ones.
+        n_images: At most so many images are read for a fitted one, evenly spaced over the data.
     """
 
     kind: ReferenceKind = "fitted"
     scale: float = 0.25
     alpha: float = NATURAL_EXPONENT
     floor: float = 0.05
+    n_images: int = 50_000
 
     def __post_init__(self) -> None:
+        if self.n_images < 2:
+            raise ValueError(
+                f"ReferenceSettings: `n_images` must be 2 or more, got {self.n_images}."
+            )
         if not (self.scale > 0 and self.floor > 0):
             raise ValueError(
                 "ReferenceSettings: `scale` and `floor` must be positive, "
@@ -108,7 +114,10 @@ class ReferenceSettings:
                 return WhiteNoise(mean, self.scale)
             return SpectralNoise(mean, self.scale, self.alpha)
         covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"
-        return FittedGaussian.fit(gather(dataset)[0], covariance, self.floor)
+        n = len(dataset)  # type: ignore[arg-type]
+        some = Subset(dataset, range(0, n, -(-n // self.n_images)))
+        images = (x for x, _ in loader(some, AT_ONCE))
+        return FittedGaussian.fit(images, covariance, self.floor)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
 `chains/`, the energy in `model/`, and `metrics.json`, written last. Until then an interrupted run
-goes on from `state.safetensors`.
+goes on from `state.safetensors`, and from `chains.bin` if chains are mapped.
 """
 
 __all__ = [
@@ -37,7 +37,7 @@ from .convert import class_names, space_of
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .evaluate import accuracy
-from .finetune import STATE, Finetuner
+from .finetune import CHAINS, STATE, Finetuner
 from .folders import claim, new_folder, write_json, write_text
 from .labels import by_name, check_labels, fingerprint
 from .recipe import Recipe
@@ -106,6 +106,7 @@ def finetune_recipe(
             # The input was found wrong before there was a result: nothing is left behind.
             if fresh and not (folder / STATE).exists():
                 (folder / "recipe.yaml").unlink()
+                (folder / CHAINS).unlink(missing_ok=True)
             raise
         advance = progress("fine-tune", recipe.finetune.updates)
         advance(tuner.update)
@@ -125,6 +126,7 @@ def finetune_recipe(
         } | machine()
         write_json(folder / "metrics.json", metrics)
         (folder / STATE).unlink(missing_ok=True)
+        (folder / CHAINS).unlink(missing_ok=True)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
 
 
@@ -150,7 +152,7 @@ def _begin(
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)
-    tuner = Finetuner(energy, train, recipe.finetune)
+    tuner = Finetuner(energy, train, recipe.finetune, folder)
     if state is not None:
         tuner.load_state_dict(state)
         return tuner
@@ -172,7 +174,8 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
             "another --output."
         )
     if (folder / "metrics.json").exists():
-        (folder / STATE).unlink(missing_ok=True)
+        for name in (STATE, CHAINS):
+            (folder / name).unlink(missing_ok=True)
         raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
     # What a run left that was killed while it wrote: a model without metrics, halves of files.
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):

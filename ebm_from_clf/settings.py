@@ -36,6 +36,10 @@ class StartSettings:
         residual: Whether the Gaussian adds the remaining variance as pixel noise.
         modes: Gaussians of each class, at most; see :class:`ClassMixture`.
         per_class: At most so many images of a class are used for the fit.
+        size: Longest side, in pixels, at which data are read and the Gaussians kept; starts are
+            enlarged to the full size when drawn. Full size throughout if absent. Numbers held
+            are classes x (rank + 2) x pixels of that size, and to fit, classes x per_class x
+            pixels.
     """
 
     kind: StartKind = "gaussian"
@@ -43,6 +47,7 @@ class StartSettings:
     residual: bool = False
     modes: int = 1
     per_class: int = 1000
+    size: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StartKind):
@@ -51,6 +56,8 @@ class StartSettings:
             raise ValueError(
                 "StartSettings: `rank` must be 0 or more, `modes` and `per_class` 1 or more."
             )
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"StartSettings: `size` must be 1 or more, got {self.size}.")
 
     def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
         """Creates the start, fitted to a data set where it needs one."""
@@ -58,11 +65,15 @@ class StartSettings:
             return ReferenceStart(energy.reference)
         if self.kind == "uniform":
             return UniformStart(energy.reference.shape)
-        x, y = gather(dataset, self.per_class)
+        _, height, width = energy.reference.shape
+        size, longest = (height, width), max(height, width)
+        shrink = min(1.0, (self.size or longest) / longest)
+        low = (max(round(height * shrink), 1), max(round(width * shrink), 1))
+        x, y = gather(dataset, self.per_class, low)
         if self.kind == "data":
-            return DataStart(x, y, n_classes)
+            return DataStart(x, y, n_classes, size=size)
         rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
-        options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual}
+        options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual, "size": size}
         if self.modes > 1:
             return ClassMixture.fit(x, y, n_classes, modes=self.modes, **options)
         return ClassGaussian.fit(x, y, n_classes, **options)
@@ -78,12 +89,22 @@ class ChainSettings:
             and the last slot of a class.
         burn_in: Langevin steps that a new chain makes before it counts.
         storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
+        mapped: Whether chains lie in a file of the run's folder instead of in memory, for many
+            classes of large images. A run that goes back or is resumed begins those chains anew
+            that were written since.
     """
 
     per_class: int = 100
     restart_rate: Rates = 0.05
     burn_in: int = 10
     storage: Storage = "float32"
+    mapped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(
+                f"ChainSettings: `per_class` must be 1 or more, got {self.per_class}."
+            )
 
 
 @dataclass(frozen=True)
@@ -185,8 +206,3 @@ class Settings:
             )
         if self.sampler.n_steps < 1:
             raise ValueError("Settings: `sampler` must make 1 step or more in an update.")
-        if self.batch_size > self.chains.per_class:
-            raise ValueError(
-                f"Settings: a batch may hold {self.batch_size} images of one class, but `chains` "
-                f"keeps {self.chains.per_class} of each. Raise `per_class`."
-            )

@@ -7,13 +7,14 @@ belong to the classifier, not to the caller: everywhere else in this package an 
 tensor of pixels in [0, 1], with shape (B, C, H, W).
 """
 
-__all__ = ["PixelSpace", "check_pixels", "dequantize", "quantize"]
+__all__ = ["PixelSpace", "check_pixels", "dequantize", "quantize", "resize"]
 
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .noise import Randomness, uniform
 
@@ -115,3 +116,17 @@ def dequantize(v: Tensor, generator: Randomness | None = None) -> Tensor:
     """
     x = v.float()
     return x / 255 if generator is None else (x + uniform(x, generator)) / 256
+
+
+def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Brings images to another size: smaller by the mean over areas, larger bilinearly.
+
+    Arguments:
+        x: Images, with shape (B, C, h, w).
+        size: The height and width (H, W).
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    if size[0] <= x.shape[2] and size[1] <= x.shape[3]:
+        return functional.interpolate(x, size, mode="area")
+    return functional.interpolate(x, size, mode="bilinear", align_corners=False)

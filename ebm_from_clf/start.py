@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .noise import Randomness, normal, uniform
 from .reference import Reference
-from .space import check_pixels
+from .space import check_pixels, resize
 
 
 class Start(nn.Module):
@@ -81,14 +81,24 @@ class DataStart(Start):
         images: The data, pixels in [0, 1], with shape (N, C, H, W).
         labels: Their class indices, with shape (N).
         n_classes: The number of classes.
+        size: The height and width (H, W) that images are enlarged to when they are drawn, or
+            `None`.
 
     Raises:
         ValueError: If a class has no image, or images are not in [0, 1].
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, n_classes: int) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        n_classes: int,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         check_pixels("DataStart", images)
+        self.size = size or (images.shape[2], images.shape[3])
         check_classes("DataStart", labels, n_classes)
         order = labels.argsort(stable=True)
         count = torch.bincount(labels, minlength=n_classes)
@@ -103,28 +113,39 @@ class DataStart(Start):
     def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
         """Draws images of the classes y; see :class:`Start`."""
         r = uniform(torch.empty(len(y), device=self.images.device), generator)
-        return self.images[self.first[y] + (r * self.count[y]).long()]
+        return resize(self.images[self.first[y] + (r * self.count[y]).long()], self.size)
 
 
 class ClassGaussian(Start):
     r"""Creates starts from one Gaussian per class, of low rank plus independent pixels.
 
-    .. math:: x = m_c + \sum_{j \le r} z_j v_{c,j} + s_c \odot z, \qquad z \sim \mathcal{N}(0, I)
+    .. math:: x = E \Big( m_c + \sum_{j \le r} z_j v_{c,j} + s_c \odot z \Big), \qquad
+        z \sim \mathcal{N}(0, I)
 
     with the class mean :math:`m_c`, r principal components :math:`v_{c,j}` times their standard
     deviation, and a residual standard deviation :math:`s_c` per pixel. Rank 0 is the
-    class-conditional mean and standard deviation. Pixels are clipped to [0, 1].
+    class-conditional mean and standard deviation. E enlarges bilinearly: a start needs no detail,
+    which the chain makes, so that (r + 2) K C h w numbers of a low resolution hold all classes.
+    Pixels are clipped to [0, 1].
 
     Arguments:
-        mean: The means, with shape (K, C, H, W).
-        components: The components, with shape (K, r, C, H, W).
-        residual: The residual standard deviations, with shape (K, C, H, W).
+        mean: The means, with shape (K, C, h, w).
+        components: The components, with shape (K, r, C, h, w).
+        residual: The residual standard deviations, with shape (K, C, h, w).
+        size: The height and width (H, W) of the images drawn; `None` for h and w.
 
     Raises:
-        ValueError: If shapes differ.
+        ValueError: If shapes differ, or the images drawn are smaller than the means.
     """
 
-    def __init__(self, mean: Tensor, components: Tensor, residual: Tensor) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        components: Tensor,
+        residual: Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         parts = (len(components), *components.shape[2:])
         if not (mean.ndim == 4 and parts == tuple(mean.shape) == tuple(residual.shape)):
@@ -132,6 +153,14 @@ class ClassGaussian(Start):
             raise ValueError(
                 f"ClassGaussian: mean, components, residual differ in shape: {shapes}."
             )
+        low = (mean.shape[2], mean.shape[3])
+        height, width = low if size is None else size
+        if height < low[0] or width < low[1]:
+            raise ValueError(
+                f"ClassGaussian: `size` must be at least {low}, that of the means, got "
+                f"{(height, width)}. Fit to smaller images."
+            )
+        self.size = (int(height), int(width))
         self.register_buffer("mean", mean)
         self.register_buffer("components", components)
         self.register_buffer("residual", residual)
@@ -140,13 +169,18 @@ class ClassGaussian(Start):
     components: Tensor
     residual: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape (C, H, W) of an image drawn."""
+        return torch.Size((self.mean.shape[1], *self.size))
+
     def forward(self, y: Tensor, *, generator: Randomness) -> Tensor:
         """Draws images of the classes y; see :class:`Start`."""
         rank, dim = self.components.shape[1], self.mean[0].numel()
         z = normal(self.mean.new_empty(len(y), rank + dim), generator)
         low = torch.einsum("br,br...->b...", z[:, :rank], self.components[y])
         x = self.mean[y] + low + self.residual[y] * z[:, rank:].view(-1, *self.mean.shape[1:])
-        return x.clamp(0, 1)
+        return resize(x, self.size).clamp(0, 1)
 
     @classmethod
     def fit(
@@ -157,19 +191,21 @@ class ClassGaussian(Start):
         *,
         rank: int = 0,
         residual: bool = True,
+        size: tuple[int, int] | None = None,
     ) -> "ClassGaussian":
         """Fits the Gaussians to labelled images by moments.
 
         Arguments:
-            images: Pixels in [0, 1], with shape (N, C, H, W).
+            images: Pixels in [0, 1], with shape (N, C, h, w).
             labels: Their class indices, with shape (N).
             n_classes: The number of classes K.
             rank: The number r of components per class; at most the images of a class less one.
             residual: Whether the variance outside the components is added as pixel noise.
+            size: The height and width (H, W) of the images drawn; `None` for h and w.
 
         Raises:
             ValueError: If a class has no image, or too few for the rank, or images are not in
-                [0, 1].
+                [0, 1] or larger than `size`.
         """
         check_pixels("ClassGaussian", images)
         check_classes("ClassGaussian", labels, n_classes)
@@ -181,7 +217,7 @@ class ClassGaussian(Start):
             )
         parts = [_principal(images[labels == c], rank) for c in range(n_classes)]
         mean, components, rest = (torch.stack(part) for part in zip(*parts, strict=True))
-        return cls(mean, components, rest if residual else torch.zeros_like(rest))
+        return cls(mean, components, rest if residual else torch.zeros_like(rest), size=size)
 
 
 def _principal(images: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

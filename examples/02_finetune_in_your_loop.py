@@ -30,7 +30,7 @@ reference = ebm.FittedGaussian.fit(x, floor=0.05)
 energy = ebm.convert(classifier, reference=reference, gain=600.0, support="clamp")
 start = ebm.ClassGaussian.fit(x, y, 10, rank=16, residual=False)
 generator = torch.Generator().manual_seed(0)
-chains = ebm.ChainStore(reference, start, 10, restart_rate=0.2, generator=generator)
+chains = ebm.ChainStore(reference, start, 10, restart_rate=0.2)
 sampler = ebm.Langevin(n_steps=5, step_size=0.1, temperature=0.03)
 gen = ebm.Contrastive(energy, sampler, chains, generator=generator)
 

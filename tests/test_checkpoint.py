@@ -50,6 +50,13 @@ def gaussian(rank=2):
     return ClassGaussian.fit(images(), torch.arange(12) % 3, 3, rank=rank)
 
 
+def small(start):
+    """The start kept at half of the size, and drawn at the whole."""
+    found = {k: v[..., ::2, ::2].clone() for k, v in start.named_buffers() if k != "weight"}
+    weight = {"weight": start.weight} if isinstance(start, ClassMixture) else {}
+    return type(start)(**found, **weight, size=SHAPE[1:])
+
+
 def mixture():
     x, y = images(150), torch.arange(150) % 3
     return ClassMixture.fit(x, y, 3, modes=2, rank=2)
@@ -120,6 +127,8 @@ STARTS = {
     "gaussian": lambda reference: gaussian(),
     "mixture": lambda reference: mixture(),
     "rank 0": lambda reference: gaussian(rank=0),
+    "low resolution": lambda reference: small(gaussian()),
+    "mixture of low resolution": lambda reference: small(mixture()),
     "reference": ReferenceStart,
     "uniform": lambda reference: UniformStart(SHAPE),
     "none": lambda reference: None,
@@ -139,6 +148,15 @@ def test_starts_and_samples_come_back_bit_for_bit(kind, tmp_path):
         y = torch.tensor([0, 1, 2, 0])
         drawn = [e.start(y, generator=toys.seeded(3)) for e in (old, new)]
         assert torch.equal(*drawn)
+
+
+def test_a_start_saved_without_its_size_has_that_of_its_mean(copy):
+    config = json.loads((copy / "config.json").read_text())
+    del config["ebm"]["start_size"]
+    (copy / "config.json").write_text(json.dumps(config))
+    y = torch.tensor([0, 1, 2])
+    old, new = (s(y, generator=toys.seeded(3)) for s in (gaussian(), load(copy).start))
+    assert torch.equal(old, new)
 
 
 def test_a_reference_start_shares_the_reference_of_its_energy(tmp_path):
@@ -349,6 +367,9 @@ WRONG = {
     "unknown gauge": (lambda config: config["ebm"].update(gauge="none"), "`gauge` is"),
     "short size": (lambda config: config["ebm"].update(size=[16]), DAMAGED),
     "other size": (lambda config: config["ebm"].update(size=[16, 8]), DAMAGED),
+    "large start": (lambda config: config["ebm"].update(start_size=[32, 32]), DAMAGED),
+    "start of no size": (lambda config: config["ebm"].update(start_size=[0, 0]), DAMAGED),
+    "odd size": (lambda config: config["ebm"].update(start_size="ab"), DAMAGED),
     "mean is null": (lambda config: config["ebm"].update(mean=None), DAMAGED),
     "unknown setting": (lambda config: config["ebm"].update(sampler={"steps": 1}), "steps"),
     "wrong setting": (lambda config: config["ebm"].update(sampler={"step_size": 9}), "step_size"),

@@ -67,7 +67,6 @@ def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, burn_in=0, **opti
         per_class=per_class,
         restart_rate=restart_rate,
         burn_in=burn_in,
-        generator=toys.seeded(),
     )
     sampler = Langevin(n_steps=n_steps, step_size=0.5)
     return Contrastive(energy, sampler, chains, Objective(**options), generator=toys.seeded(1))

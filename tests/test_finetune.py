@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.evaluate import accuracy
-from ebm_from_clf.finetune import Finetuner
+from ebm_from_clf.finetune import CHAINS, Finetuner
 from ebm_from_clf.guard import Fault, Guard, GuardSettings
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
@@ -116,6 +117,54 @@ def test_resumed_equals_uninterrupted_bit_for_bit(digits):
         second.energy.classifier.parameters(), whole.energy.classifier.parameters(), strict=True
     )
     assert all(torch.equal(p, q) for p, q in pairs)
+
+
+def test_mapped_chains_are_learned_from_bit_for_bit(digits, tmp_path):
+    """More images of a class in a batch than it has chains, and starts of half the size."""
+    options = QUICK | {"start": StartSettings(rank=4, size=8)}
+    found = []
+    for mapped, output in ((False, None), (True, None), (True, tmp_path / "run")):
+        e, chains = energy(digits), ChainSettings(per_class=1, mapped=mapped)
+        finetune(e, digits, Settings(updates=3, **options | {"chains": chains}), output=output)
+        assert e.start.mean.shape[2:] == (8, 8) and e.start.shape == (1, *SIZE)
+        found.append(torch.cat([p.detach().flatten() for p in e.classifier.parameters()]))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert (tmp_path / "run" / CHAINS).stat().st_size == 10 * (8 + 4 * 256)
+
+
+def test_a_run_with_mapped_chains_is_resumed(digits, tmp_path):
+    """Bit for bit where no chain was written after the state; else those begin anew."""
+    options = QUICK | {"chains": ChainSettings(per_class=20, mapped=True)}
+    settings = Settings(updates=4, **options)
+
+    def tuner(folder):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return Finetuner(energy(digits), digits, settings, tmp_path / folder)
+
+    whole, first = tuner("whole"), tuner("part")
+    whole.run()
+    batches = first.batches()
+    for _ in range(2):
+        first.step(*next(batches))
+    state = copy.deepcopy(first.state_dict())
+    assert "state" not in state["chains"]
+    second = tuner("part")
+    second.load_state_dict(state)
+    second.run()
+    assert torch.equal(second.chains.state, whole.chains.state)
+    third = tuner("part")
+    third.load_state_dict(state)
+    assert int((third.chains.age == 0).sum()) > int((state["chains"]["age"] == 0).sum())
+    third.run()
+    assert third.update == 4
+
+
+def test_chains_that_do_not_fit_the_disk_are_refused(digits, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("ebm_from_clf.folders.shutil.disk_usage", lambda path: usage(10**5))
+    options = QUICK | {"chains": ChainSettings(per_class=20, mapped=True)}
+    with pytest.raises(UsageError, match=r"chains.bin: may grow to 0.0 GB, there is room"):
+        Finetuner(energy(digits), digits, Settings(**options), tmp_path)
 
 
 def test_log_is_one_line_per_interval(digits, tmp_path):

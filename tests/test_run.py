@@ -88,6 +88,16 @@ def test_resume_begins_a_run_that_is_not_there(recipe, tmp_path):
     assert finetune_recipe(short, tmp_path / "new", resume=True).metrics["updates"] == 1
 
 
+def test_mapped_chains_are_gone_when_the_run_is_finished(recipe, tmp_path):
+    chains = replace(recipe.finetune.chains, mapped=True)
+    mapped = replace(recipe, finetune=replace(recipe.finetune, updates=4, chains=chains))
+    with pytest.raises(KeyboardInterrupt):
+        finetune_recipe(mapped, tmp_path / "run", interrupted_at(3))
+    assert (tmp_path / "run" / "chains.bin").exists()
+    assert finetune_recipe(mapped, tmp_path / "run", resume=True).metrics["updates"] == 4
+    assert not (tmp_path / "run" / "chains.bin").exists()
+
+
 def test_what_cannot_be_resumed_is_refused_and_kept(recipe, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
