@@ -76,9 +76,14 @@ def trim(synthesized: Tensor, fraction: float) -> Tensor:
 class Objective:
     """Settings of the contrastive loss.
 
+    `trim` and `clamp` together are the loss of Energy Matching (Balcerak et al., 2025,
+    https://arxiv.org/abs/2504.10612), there 0.1 and 0.02.
+
     Arguments:
         kind: Which loss, `likelihood` or `logistic`.
         trim: Fraction of synthesized images left out, those of the lowest scores.
+        clamp: How far below 0 the likelihood loss is driven, in logits; once synthesized images
+            score so much less than observed ones it has no gradient. No bound if absent.
         square: Weight of the mean squared score on both sides, which keeps scores bounded.
         scores: Whether chains and scores are those of a class, or of all of them together as in
             JEM; see :class:`Marginal`. Samples of a class are drawn from its own energy all the
@@ -90,6 +95,7 @@ class Objective:
 
     kind: Literal["likelihood", "logistic"] = "likelihood"
     trim: float = 0.0
+    clamp: float | None = None
     square: float = 0.0
     scores: Literal["class", "joint"] = "class"
     data_noise: float = 0.005
@@ -103,6 +109,12 @@ class Objective:
                 raise ValueError(f"Objective: `{name}` is {words}, got {getattr(self, name)!r}.")
         if not 0 <= self.trim < 1:
             raise ValueError(f"Objective: `trim` is a fraction below 1, got {self.trim}.")
+        if self.clamp is not None and not (self.clamp >= 0 and self.kind == "likelihood"):
+            # The logistic loss is positive, it never gets there.
+            raise ValueError(
+                f"Objective: `clamp` is 0 or more and for kind `likelihood`, got {self.clamp} for "
+                f"`{self.kind}`. Leave it out."
+            )
         for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Objective: `{name}` must be 0 or more.")
@@ -111,6 +123,8 @@ class Objective:
         """Returns the contrastive loss of scores with shapes (N) and (M)."""
         contrast = likelihood if self.kind == "likelihood" else logistic
         loss = contrast(observed, trim(synthesized, self.trim))
+        if self.clamp is not None:
+            loss = loss.clamp_min(-self.clamp)
         if self.square:
             loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
         return loss

@@ -71,6 +71,12 @@ class StartSettings:
 class ChainSettings:
     """Settings of the persistent chains.
 
+    With a `restart_rate` of 1 no chain goes on, and each makes `burn_in` and then the sampler's
+    `n_steps` steps from its start: short-run learning (Nijkamp et al., 2019,
+    https://arxiv.org/abs/1904.09770). If it also starts at `data` and `burn_in` is 0, that is
+    contrastive divergence with k = `n_steps` (Hinton, 2002), from other images of the class than
+    those observed in the update.
+
     Arguments:
         per_class: Number of chains of a class.
         restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
