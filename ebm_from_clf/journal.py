@@ -4,7 +4,8 @@ The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; nea
 run. `auc` is the probability that an observed image scores higher than a synthesized one, .5 where
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `lost` and `saturated` are
 means over the updates of a line, `worst` is the largest score or loss of any of them and
-`gradient` the largest norm; the others are of the last one.
+`gradient` the largest norm; the others are of the last one. `accuracy` is that at the images of
+the cross-entropy: augmented, and where the objective is adversarial, moved.
 """
 
 __all__ = ["Journal"]

@@ -302,6 +302,14 @@ def test_a_tuned_model_is_evaluated(tuned, tmp_path):
     assert numbers["n"] == 397
     assert numbers["accuracy"] == trained["accuracy_after"]
     assert json.loads(out.splitlines()[0])["accuracy"] == numbers["accuracy"]
+    status, out, errors = call(
+        "evaluate", tuned[0] / "model", "--data", "digits8x8", "--output", tmp_path / "robust",
+        "--adversarial.radius=0.5", "--adversarial.n_steps=2",
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    found = json.loads((tmp_path / "robust" / "metrics.json").read_text())
+    assert found["accuracy"] == numbers["accuracy"] >= found["robust_accuracy"]
+    assert found["adversarial"] == {"radius": 0.5, "n_steps": 2, "step": 0.625}
 
 
 # Samples.

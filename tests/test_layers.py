@@ -9,7 +9,7 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
-    ["langevin", "chains", "marginal", "swift"],
+    ["adversarial", "langevin", "chains", "marginal", "swift"],
     ["contrastive", "untrained"],
     ["folders", "parts"],
     [
