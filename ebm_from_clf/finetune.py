@@ -51,7 +51,7 @@ class Finetuner:
         notes: What its owner wants to be kept with the state.
 
     Raises:
-        UsageError: If the data do not fit the classifier.
+        UsageError: If the data do not fit the classifier, or it has no such part to freeze.
     """
 
     def __init__(
@@ -148,9 +148,10 @@ class Finetuner:
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
         synthesized = self.gen.synthesize(y)
-        terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
-        loss = terms.contrast + weight * terms.cross_entropy
-        gradient = self.descent.step(loss, self.update, self.guard.rate)
+        with self.descent.held():
+            terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
+            loss = terms.contrast + weight * terms.cross_entropy
+            gradient = self.descent.step(loss, self.update, self.guard.rate)
         lost = self.guard.lost(terms.observed, terms.synthesized)
         self.chains.begin_anew(synthesized.draw, lost)
         self.journal.add(terms, synthesized, lost, gradient)
@@ -264,7 +265,8 @@ def finetune(
         The energy, with its `start` and `sampler` set to those of the run.
 
     Raises:
-        UsageError: If the data do not fit the classifier, or the folder is taken.
+        UsageError: If the data do not fit the classifier, it has no such part to freeze, or the
+            folder is taken.
         Diverged: If the run diverged.
     """
     tuner = Finetuner(energy, dataset, settings)

@@ -107,6 +107,8 @@ class Settings:
         warmup: Updates over which the learning rate rises.
         clip_grad: Largest norm of the gradient, none if absent.
         ema: Decay of the moving average of the weights that are kept.
+        freeze: Parts of the classifier whose weights do not learn, by names or patterns such as
+            `conv1`, `layer[12]` or `*.bias`; `body` is all but the last layer.
         sampler: How chains move in one update.
         start: Where chains begin.
         chains: How chains are remembered.
@@ -132,6 +134,7 @@ class Settings:
     warmup: int = 20
     clip_grad: float | None = None
     ema: float = 0.995
+    freeze: tuple[str, ...] | str = ()
     sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
     start: StartSettings = field(default_factory=StartSettings)
     chains: ChainSettings = field(default_factory=ChainSettings)

@@ -143,6 +143,8 @@ FAULTS = {
     "no chains": ("per_class: 16", "per_class: 0", "`chains` keeps 0 of each"),
     "too few chains": ("per_class: 16", "per_class: 1", "Raise `per_class`"),
     "unknown optimizer": ("updates: 2", "optimizer: adm", "cannot make the optimizer 'adm'"),
+    "unknown part": ("updates: 2", "updates: 2\n  freeze: [layr1]", "called 'layr1'. Try layer1"),
+    "nothing to learn": ("updates: 2", 'updates: 2\n  freeze: "*"', "nothing is left to learn"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
     "unknown data": ("name: digits8x8", "name: digits", "'digits' is neither mnist5k nor"),
     "no folder of data": ("name: digits8x8", "name: folder\n  root: none", "none: no such folder"),

@@ -16,6 +16,7 @@ FLOORS = [
         "demo",
         "doctor",
         "folder",
+        "freeze",
         "guard",
         "journal",
         "labels",
