@@ -26,6 +26,7 @@ from typing import Literal, NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
+from .adversarial import Adversarial
 from .energy import Gauge
 from .errors import UsageError
 from .recipe import Recipe, find_recipe
@@ -228,4 +229,5 @@ def evaluate_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--root", type=str | None, help="Folder of the data.")
     parser.add_argument("--split", default="test", help="train, test, or all of a folder.")
+    parser.add_class_arguments(Adversarial, "adversarial")
     parser.add_argument("--output", required=True, help="Folder to write.")

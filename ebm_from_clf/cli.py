@@ -203,13 +203,13 @@ def _sample(a: Namespace) -> None:
 
 
 def _evaluate(a: Namespace) -> None:
-    """Measures accuracy and calibration on held-out data."""
+    """Measures accuracy, calibration and, given a radius, robust accuracy on held-out data."""
     with publish(a.output) as folder:
         energy = open_energy(a.model, smoothing=None)
         channels, *size = energy.space.shape
         data = load_data(a.data, a.split, size=(size[0], size[1]), channels=channels, root=a.root)
         by_name(data, energy.class_names)
-        numbers = evaluate(energy, data)
+        numbers = evaluate(energy, data, a.adversarial)
         write_json(folder / "metrics.json", numbers | {"machine": machine()})
     print(json.dumps(numbers))
     print(f"wrote {a.output}")

@@ -21,13 +21,14 @@ __all__ = [
     "trim",
 ]
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .adversarial import Adversarial
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
@@ -76,9 +77,14 @@ def trim(synthesized: Tensor, fraction: float) -> Tensor:
 class Objective:
     """Settings of the contrastive loss.
 
+    `trim` and `clamp` together are the loss of Energy Matching (Balcerak et al., 2025,
+    https://arxiv.org/abs/2504.10612), there 0.1 and 0.02.
+
     Arguments:
         kind: Which loss, `likelihood` or `logistic`.
         trim: Fraction of synthesized images left out, those of the lowest scores.
+        clamp: How far below 0 the likelihood loss is driven, in logits; once synthesized images
+            score so much less than observed ones it has no gradient. No bound if absent.
         square: Weight of the mean squared score on both sides, which keeps scores bounded.
         scores: Whether chains and scores are those of a class, or of all of them together as in
             JEM; see :class:`Marginal`. Samples of a class are drawn from its own energy all the
@@ -86,15 +92,18 @@ class Objective:
         data_noise: Standard deviation of the noise on observed images, in pixels.
         cross_entropy: Weight of the cross-entropy on clean images.
         label_smoothing: Label smoothing of the cross-entropy.
+        adversarial: How far clean images are first moved to where the cross-entropy is largest.
     """
 
     kind: Literal["likelihood", "logistic"] = "likelihood"
     trim: float = 0.0
+    clamp: float | None = None
     square: float = 0.0
     scores: Literal["class", "joint"] = "class"
     data_noise: float = 0.005
     cross_entropy: float = 1.0
     label_smoothing: float = 0.0
+    adversarial: Adversarial = field(default_factory=Adversarial)
 
     def __post_init__(self) -> None:
         for name in ("kind", "scores"):
@@ -103,6 +112,12 @@ class Objective:
                 raise ValueError(f"Objective: `{name}` is {words}, got {getattr(self, name)!r}.")
         if not 0 <= self.trim < 1:
             raise ValueError(f"Objective: `trim` is a fraction below 1, got {self.trim}.")
+        if self.clamp is not None and not (self.clamp >= 0 and self.kind == "likelihood"):
+            # The logistic loss is positive, it never gets there.
+            raise ValueError(
+                f"Objective: `clamp` is 0 or more and for kind `likelihood`, got {self.clamp} for "
+                f"`{self.kind}`. Leave it out."
+            )
         for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"Objective: `{name}` must be 0 or more.")
@@ -111,6 +126,8 @@ class Objective:
         """Returns the contrastive loss of scores with shapes (N) and (M)."""
         contrast = likelihood if self.kind == "likelihood" else logistic
         loss = contrast(observed, trim(synthesized, self.trim))
+        if self.clamp is not None:
+            loss = loss.clamp_min(-self.clamp)
         if self.square:
             loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
         return loss
@@ -121,10 +138,11 @@ class Terms(NamedTuple):
 
     Arguments:
         contrast: The contrastive loss.
-        cross_entropy: The cross-entropy on the clean images, 0 without any.
+        cross_entropy: The cross-entropy on the clean images where the objective moved them to,
+            0 without any.
         observed: The scores of the observed images, detached, with shape (N).
         synthesized: The scores of the synthesized images, detached, with shape (N).
-        hits: The fraction of clean images classified right.
+        hits: The fraction of those images classified right.
     """
 
     contrast: Tensor
@@ -241,10 +259,24 @@ class Contrastive(nn.Module):
 
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""
+        energy = self._swift_energy()
+        return Marginal(energy) if self.objective.scores == "joint" else energy
+
+    def _swift_energy(self) -> ClassifierEnergy:
+        """Returns the energy of single classes at the least cost of a pass."""
         if self._swift is None or not self._swift.serves(self.energy):
             self._swift = Swift(self.energy)
-        energy = self._swift.energy()
-        return Marginal(energy) if self.objective.scores == "joint" else energy
+        return self._swift.energy()
+
+    def _worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves clean images to where their cross-entropy is largest, and keeps their labels.
+
+        Not in the forwards of the chains, which have other steps, and where the scores are joint
+        another loss; but through the same network.
+        """
+        if self.objective.adversarial.radius:
+            x = self.objective.adversarial(self._swift_energy(), x, y)
+        return x, y
 
     def terms(
         self,
@@ -256,6 +288,8 @@ class Contrastive(nn.Module):
         classify: nn.Module | None = None,
     ) -> Terms:
         """Returns the parts of the loss, from one forward of all images together.
+
+        Clean images of an adversarial cross-entropy cost `n_steps` passes more before it.
 
         Arguments:
             x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
@@ -270,6 +304,7 @@ class Contrastive(nn.Module):
         if self.energy.smoothing is not None:
             whole = replace(self.energy.smoothing, size=1.0)
             pair = whole.view(pair, self.generator)(pair)
+        clean = None if clean is None else self._worst(*clean)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
         observed, synthetic = self._scores(logits[: 2 * n], y.repeat(2)).split(n)

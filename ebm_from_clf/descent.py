@@ -10,6 +10,7 @@ Accelerate chooses. Weights that move never settle; their average is what is kep
 __all__ = ["Descent"]
 
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .freeze import chosen
+from .modes import held
 from .settings import Settings
 
 
@@ -31,7 +34,7 @@ class Descent:
         settings: The settings.
 
     Raises:
-        UsageError: If several processes were started.
+        UsageError: If several processes were started, or what is to be frozen is not there.
     """
 
     def __init__(self, classifier: nn.Module, settings: Settings) -> None:
@@ -41,6 +44,7 @@ class Descent:
         self.device = self.accelerator.device
         self.classifier = classifier.to(self.device)
         self.settings = settings
+        self._held = chosen(classifier, settings.freeze)
         optimizer = create_optimizer_v2(
             classifier,
             opt=settings.optimizer,
@@ -48,6 +52,9 @@ class Descent:
             weight_decay=settings.weight_decay,
             betas=settings.betas,
         )
+        kept = {id(p) for p in self._held}
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in kept]
         self.schedule, _ = create_scheduler_v2(
             optimizer,
             sched=settings.schedule,
@@ -64,6 +71,10 @@ class Descent:
         self.average = ModelEmaV3(
             classifier, decay=settings.ema, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0
         )
+
+    def held(self) -> AbstractContextManager[None]:
+        """Stops gradients to what the settings freeze; to be entered where a loss is made."""
+        return held(self._held)
 
     @property
     def rate(self) -> float:
@@ -87,7 +98,9 @@ class Descent:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         largest = math.inf if self.settings.clip_grad is None else self.settings.clip_grad
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), largest)
+        # Not those of the classifier: what is frozen may still have an old gradient.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(parameters, largest)
         self.optimizer.step()
         self.average.update(self.classifier, update + 1)
         # In float16 the scale of the gradient is found by trial; no harm is done.

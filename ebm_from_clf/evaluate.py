@@ -1,13 +1,15 @@
 """How good the classifier inside an energy is, on data it has not seen."""
 
-__all__ = ["accuracy", "calibration_error", "evaluate"]
+__all__ = ["accuracy", "calibration_error", "evaluate", "robust_accuracy"]
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .adversarial import Adversarial
 from .data import loader
 from .energy import ClassifierEnergy
 
@@ -37,21 +39,52 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = 15) -> float:
     return float(torch.zeros(bins).double().index_add_(0, index, miss).abs().sum() / len(y))
 
 
-def evaluate(energy: ClassifierEnergy, dataset: Dataset) -> dict[str, Any]:
+def robust_accuracy(energy: ClassifierEnergy, dataset: Dataset, adversarial: Adversarial) -> float:
+    """Returns the fraction of a data set that is right at the image and at the worst one near it.
+
+    An upper bound of the fraction that is right in the whole ball; more steps make it tighter.
+
+    Arguments:
+        energy: The energy whose classifier is asked.
+        dataset: Pairs of an image in [0, 1] and a class index.
+        adversarial: How the worst image is searched.
+    """
+    hits = []
+    device = energy.reference.mean.device
+    with torch.no_grad():
+        for x, y in loader(dataset, 250):
+            x, y = x.to(device), y.to(device)
+            both = torch.cat([x, adversarial(energy, x, y)])
+            right = energy.logits(both).argmax(1) == y.repeat(2)
+            hits.append(right.view(2, -1).all(0).cpu())
+    return float(torch.cat(hits).double().mean())
+
+
+def evaluate(
+    energy: ClassifierEnergy, dataset: Dataset, adversarial: Adversarial | None = None
+) -> dict[str, Any]:
     """Evaluates an energy as a classifier; its samples are for a :class:`Judge` to score.
 
     Arguments:
         energy: The energy.
         dataset: Held-out pairs of an image in [0, 1] and a class index.
+        adversarial: How the worst image near an image is searched, for `robust_accuracy`.
+            `None`, or a radius of 0, for none of it.
 
     Returns:
         The numbers, as plain values.
     """
     logits, y = _logits(energy, dataset)
-    return {
+    numbers = {
         "n": len(y),
         "accuracy": float((logits.argmax(1) == y).double().mean()),
         "calibration_error": calibration_error(logits, y),
+    }
+    if adversarial is None or not adversarial.radius:
+        return numbers
+    return numbers | {
+        "robust_accuracy": robust_accuracy(energy, dataset, adversarial),
+        "adversarial": asdict(adversarial) | {"step": adversarial.length},
     }
 
 

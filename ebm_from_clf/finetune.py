@@ -57,7 +57,8 @@ class Finetuner:
         notes: What its owner wants to be kept with the state.
 
     Raises:
-        UsageError: If the data do not fit the classifier, or mapped chains the disk.
+        UsageError: If the data do not fit the classifier, mapped chains the disk, or it has no
+            such part to freeze.
     """
 
     def __init__(
@@ -158,9 +159,10 @@ class Finetuner:
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
         synthesized = self.gen.synthesize(y)
-        terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
-        loss = terms.contrast + weight * terms.cross_entropy
-        gradient = self.descent.step(loss, self.update, self.guard.rate)
+        with self.descent.held():
+            terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
+            loss = terms.contrast + weight * terms.cross_entropy
+            gradient = self.descent.step(loss, self.update, self.guard.rate)
         lost = self.guard.lost(terms.observed, terms.synthesized)
         self.chains.begin_anew(synthesized.draw, lost)
         self.journal.add(x, terms, synthesized, lost, gradient)
@@ -307,7 +309,8 @@ def finetune(
         The energy, with its `start` and `sampler` set to those of the run.
 
     Raises:
-        UsageError: If the data do not fit the classifier, or the folder is taken.
+        UsageError: If the data do not fit the classifier, it has no such part to freeze, or the
+            folder is taken.
         Diverged: If the run diverged.
     """
     folder = None if output is None else new_folder(output)

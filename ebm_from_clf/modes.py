@@ -4,10 +4,10 @@ Sampling holds the parameters and the statistics of normalisation still. Every p
 touched is put back as it was, also after an error.
 """
 
-__all__ = ["evaluation_mode", "frozen", "sharing"]
+__all__ = ["evaluation_mode", "frozen", "held", "sharing"]
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -46,18 +46,28 @@ def evaluation_mode(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def held(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Stops gradients to parameters, and undoes it on exit.
+
+    Arguments:
+        parameters: The parameters.
+    """
+    live = [p for p in parameters if p.requires_grad]
+    try:
+        for p in live:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in live:
+            p.requires_grad_(True)
+
+
+@contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
     """Stops gradients to the parameters of a module in evaluation mode, and undoes it on exit.
 
     Arguments:
         module: The module.
     """
-    live = [p for p in module.parameters() if p.requires_grad]
-    with evaluation_mode(module):
-        try:
-            for p in live:
-                p.requires_grad_(False)
-            yield module
-        finally:
-            for p in live:
-                p.requires_grad_(True)
+    with evaluation_mode(module), held(module.parameters()):
+        yield module

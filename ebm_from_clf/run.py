@@ -39,6 +39,7 @@ from .errors import UsageError
 from .evaluate import accuracy
 from .finetune import CHAINS, STATE, Finetuner
 from .folders import claim, new_folder, write_json, write_text
+from .freeze import chosen
 from .labels import by_name, check_labels, fingerprint
 from .recipe import Recipe
 from .space import PixelSpace
@@ -93,6 +94,8 @@ def finetune_recipe(
         Diverged: If the fine-tuning diverged; the log stays, no model is written.
     """
     classifier, space = create_for(recipe)
+    # A wrong name would otherwise be found only after the classifier was trained.
+    chosen(classifier, recipe.finetune.freeze)
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))

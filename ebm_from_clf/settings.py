@@ -83,6 +83,12 @@ class StartSettings:
 class ChainSettings:
     """Settings of the persistent chains.
 
+    With a `restart_rate` of 1 no chain goes on, and each makes `burn_in` and then the sampler's
+    `n_steps` steps from its start: short-run learning (Nijkamp et al., 2019,
+    https://arxiv.org/abs/1904.09770). If it also starts at `data` and `burn_in` is 0, that is
+    contrastive divergence with k = `n_steps` (Hinton, 2002), from other images of the class than
+    those observed in the update.
+
     Arguments:
         per_class: Number of chains of a class.
         restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
@@ -125,6 +131,8 @@ class Settings:
         ema: Decay of the moving average of the weights that are kept.
         learn_gain: How fast the gain is learned: the change of its logarithm for a gap of one
             logit, at each line of the log; 0 for a gain that stays.
+        freeze: Parts of the classifier whose weights do not learn, by names or patterns such as
+            `conv1`, `layer[12]` or `*.bias`; `body` is all but the last layer.
         sampler: How chains move in one update.
         curriculum: How the number of their steps follows what they reach.
         start: Where chains begin.
@@ -152,6 +160,7 @@ class Settings:
     clip_grad: float | None = None
     ema: float = 0.995
     learn_gain: float = 0.0
+    freeze: tuple[str, ...] | str = ()
     sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))
     curriculum: Curriculum = field(default_factory=Curriculum)
     start: StartSettings = field(default_factory=StartSettings)

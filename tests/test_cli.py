@@ -142,6 +142,8 @@ FAULTS = {
     "no gain": ("data:\n", "energy:\n  gain: 0.0\ndata:\n", "`gain` must be positive"),
     "no chains": ("per_class: 16", "per_class: 0", "`per_class` must be 1 or more"),
     "unknown optimizer": ("updates: 2", "optimizer: adm", "cannot make the optimizer 'adm'"),
+    "unknown part": ("updates: 2", "updates: 2\n  freeze: [layr1]", "called 'layr1'. Try layer1"),
+    "nothing to learn": ("updates: 2", 'updates: 2\n  freeze: "*"', "nothing is left to learn"),
     "unknown schedule": ("updates: 2", "schedule: cosin", "cosin"),
     "unknown data": ("name: digits8x8", "name: digits", "'digits' is none of mnist5k"),
     "no folder of data": ("name: digits8x8", "name: folder\n  root: none", "none: no such folder"),
@@ -301,6 +303,14 @@ def test_a_tuned_model_is_evaluated(tuned, tmp_path):
     assert numbers["n"] == 397
     assert numbers["accuracy"] == trained["accuracy_after"]
     assert json.loads(out.splitlines()[0])["accuracy"] == numbers["accuracy"]
+    status, out, errors = call(
+        "evaluate", tuned[0] / "model", "--data", "digits8x8", "--output", tmp_path / "robust",
+        "--adversarial.radius=0.5", "--adversarial.n_steps=2",
+    )  # fmt: skip
+    assert (status, errors) == (0, "")
+    found = json.loads((tmp_path / "robust" / "metrics.json").read_text())
+    assert found["accuracy"] == numbers["accuracy"] >= found["robust_accuracy"]
+    assert found["adversarial"] == {"radius": 0.5, "n_steps": 2, "step": 0.625}
 
 
 # Samples.

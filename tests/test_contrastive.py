@@ -6,6 +6,7 @@ import torch
 import toys
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from ebm_from_clf import (
     ChainStore,
@@ -19,6 +20,7 @@ from ebm_from_clf import (
 from ebm_from_clf.contrastive import likelihood, logistic, trim
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.marginal import Marginal
+from ebm_from_clf.settings import ChainSettings, StartSettings
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
 F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)
@@ -53,7 +55,38 @@ def test_trim_leaves_out_the_lowest():
     assert torch.allclose(syn, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]))
 
 
-@pytest.mark.parametrize("options", [{"kind": "hinge"}, {"trim": 1.0}, {"square": -1.0}])
+def test_clamp_stops_the_gradient_below_it_alone():
+    """Above 0, between 0 and the clamp, and below it."""
+    for shift, clamp, weight in ((0, 0.0, 1), (9.5, 0.9, 1), (9.5, 0.02, 0), (9.5, 0.0, 0)):
+        loss = Objective(clamp=clamp)(F_OBS, F_SYN - shift)
+        plain = likelihood(F_OBS, F_SYN - shift).item()
+        assert plain > 8 if shift == 0 else -0.7 < plain < -0.6
+        assert loss.item() == pytest.approx(plain if weight else -clamp)
+        obs, syn = gradients(loss)
+        assert torch.allclose(obs, torch.full((3,), -weight / 3))
+        assert torch.allclose(syn, torch.full((4,), weight / 4))
+
+
+def test_clamp_leaves_the_squares_and_sees_trimmed_scores():
+    obs, syn = gradients(Objective(clamp=0.02, square=0.1)(F_OBS, F_SYN - 20))
+    assert torch.allclose(obs, 0.2 * F_OBS / 3)
+    assert torch.allclose(syn, 0.2 * (F_SYN - 20) / 4)
+    # The mean of all four is below that of the observed ones, that of the upper three is not.
+    _, syn = gradients(Objective(clamp=0.02, trim=0.25)(F_OBS, F_SYN - 12))
+    assert torch.allclose(syn, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "hinge"},
+        {"trim": 1.0},
+        {"square": -1.0},
+        {"clamp": -0.1},
+        {"clamp": float("nan")},
+        {"clamp": 0.1, "kind": "logistic"},
+    ],
+)
 def test_bad_objectives_are_refused(options):
     with pytest.raises(ValueError, match="Objective"):
         Objective(**options)
@@ -70,6 +103,25 @@ def drop_in(energy, n_steps=3, per_class=32, restart_rate=0.1, burn_in=0, **opti
     )
     sampler = Langevin(n_steps=n_steps, step_size=0.5)
     return Contrastive(energy, sampler, chains, Objective(**options), generator=toys.seeded(1))
+
+
+def test_settings_reach_cd_k_and_short_runs():
+    """What the docstring of ChainSettings says: no chain goes on, each makes k steps."""
+    energy, k, images = toys.smooth(), 3, torch.rand(6, *toys.SHAPE, generator=toys.seeded(6))
+    assert "no chain goes on" in ChainSettings.__doc__
+    for kind in ("data", "uniform"):
+        start = StartSettings(kind=kind).build(energy, TensorDataset(images, Y), 3)
+        sampler = Langevin(n_steps=k, step_size=1e-4)
+        options = dict(per_class=8, restart_rate=1.0, burn_in=0, generator=toys.seeded())
+        gen = Contrastive(energy, sampler, ChainStore(energy.reference, start, 3, **options))
+        assert energy.sampler.n_steps == k
+        for _ in range(3):
+            found = gen.synthesize(Y)
+            assert found.draw.fresh.all() and gen.chains.age.max() == 1
+            # Steps this short stay at the image of the class that they began at.
+            near = torch.cdist(found.images.flatten(1), images.flatten(1)).min(1)
+            at_data = near.values.max() < 0.01 and torch.equal(Y[near.indices], Y)
+            assert at_data == (kind == "data")
 
 
 X = torch.rand(6, *toys.SHAPE, generator=toys.seeded(2))

@@ -177,6 +177,21 @@ def test_log_is_one_line_per_interval(digits, tmp_path):
     assert sorted(p.name for p in (tmp_path / "chains").iterdir()) == ["000004.png", "000005.png"]
 
 
+def test_augmentation_is_for_the_cross_entropy_alone(digits):
+    """Else the model would learn the density of augmented images."""
+    options = QUICK | {"clean_batch_size": 32, "augment": Augment(shift=3)}
+    tuner = Finetuner(energy(digits), digits, Settings(updates=1, **options))
+    x, y, clean, labels = next(tuner.batches())
+    data = digits.images.flatten(1) / 255
+    for images, classes in ((x, y), (clean, labels)):
+        distance = (images.flatten(1)[:, None] - data).abs().amax(2)
+        known = distance.min(1).values < 1e-3
+        # One shift in 49 is none.
+        assert known.all() if images is x else known.float().mean() < 0.3
+        assert torch.equal(classes[known], digits.labels[distance.argmin(1)][known])
+    assert len(clean) == 32 and len(x) == 16
+
+
 @pytest.mark.parametrize("kind", ["reference", "uniform", "data"])
 def test_every_start_runs(digits, kind):
     e = energy(digits)
