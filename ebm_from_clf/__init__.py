@@ -7,7 +7,6 @@ from .chains import ChainStore as ChainStore
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .contrastive import Contrastive as Contrastive
-from .contrastive import Objective as Objective
 from .convert import convert as convert
 from .edit import edit as edit
 from .energy import ClassifierEnergy as ClassifierEnergy
@@ -19,6 +18,7 @@ from .finetune import finetune as finetune
 from .fitted import FittedGaussian as FittedGaussian
 from .langevin import Langevin as Langevin
 from .mixture import ClassMixture as ClassMixture
+from .objective import Objective as Objective
 from .reference import Reference as Reference
 from .reference import WhiteNoise as WhiteNoise
 from .sample import sample as sample

@@ -6,131 +6,27 @@ r"""How the energy is learned: observed against synthesized.
     - \gamma \, E_{p_y} [ \partial_\theta f_y(\tilde x) ]
 
 (Xie et al., 2016). The expectation is estimated on synthesized images, chains of the present
-model; nothing is differentiated through the chain. The losses below are functions of the scores
-F / gain on both sides and are to be minimised; they own nothing. :class:`Contrastive` draws the
-chains for one and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
+model; nothing is differentiated through the chain. :class:`Contrastive` draws the chains for an
+:class:`Objective` and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
 """
 
-__all__ = [
-    "Contrastive",
-    "Objective",
-    "Synthesized",
-    "Terms",
-    "likelihood",
-    "logistic",
-    "trim",
-]
+__all__ = ["Contrastive", "Synthesized", "Terms"]
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .adversarial import Adversarial
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .marginal import Marginal, joint
 from .noise import normal
+from .objective import Objective
 from .space import check_pixels
 from .swift import Swift
-
-
-def likelihood(observed: Tensor, synthesized: Tensor) -> Tensor:
-    """Returns the loss whose gradient is minus that of the log-likelihood, over the gain.
-
-    Arguments:
-        observed: The scores of observed images, with shape (N).
-        synthesized: The scores of synthesized images, with shape (M).
-    """
-    return synthesized.mean() - observed.mean()
-
-
-def logistic(observed: Tensor, synthesized: Tensor) -> Tensor:
-    r"""Returns the logistic loss of telling observed from synthesized by the score.
-
-    Its gradient is that of :func:`likelihood` with weights :math:`1 - \sigma(f)` on observed and
-    :math:`\sigma(f)` on synthesized images, so that neither side can run away (Yin et al., 2020,
-    Learning Energy-Based Models With Adversarial Training, https://arxiv.org/abs/2012.06568).
-
-    Arguments:
-        observed: The scores of observed images, with shape (N).
-        synthesized: The scores of synthesized images, with shape (M).
-    """
-    return functional.softplus(-observed).mean() + functional.softplus(synthesized).mean()
-
-
-def trim(synthesized: Tensor, fraction: float) -> Tensor:
-    """Leaves out the synthesized images of the lowest scores: chains that got lost.
-
-    Arguments:
-        synthesized: The scores, with shape (M).
-        fraction: The fraction left out, rounded down to whole images.
-    """
-    lost = int(fraction * len(synthesized))
-    return synthesized.topk(len(synthesized) - lost, sorted=False).values if lost else synthesized
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Settings of the contrastive loss.
-
-    `trim` and `clamp` together are the loss of Energy Matching (Balcerak et al., 2025,
-    https://arxiv.org/abs/2504.10612), there 0.1 and 0.02.
-
-    Arguments:
-        kind: Which loss, `likelihood` or `logistic`.
-        trim: Fraction of synthesized images left out, those of the lowest scores.
-        clamp: How far below 0 the likelihood loss is driven, in logits; once synthesized images
-            score so much less than observed ones it has no gradient. No bound if absent.
-        square: Weight of the mean squared score on both sides, which keeps scores bounded.
-        scores: Whether chains and scores are those of a class, or of all of them together as in
-            JEM; see :class:`Marginal`. Samples of a class are drawn from its own energy all the
-            same, which joint learning shapes through the cross-entropy alone.
-        data_noise: Standard deviation of the noise on observed images, in pixels.
-        cross_entropy: Weight of the cross-entropy on clean images.
-        label_smoothing: Label smoothing of the cross-entropy.
-        adversarial: How far clean images are first moved to where the cross-entropy is largest.
-    """
-
-    kind: Literal["likelihood", "logistic"] = "likelihood"
-    trim: float = 0.0
-    clamp: float | None = None
-    square: float = 0.0
-    scores: Literal["class", "joint"] = "class"
-    data_noise: float = 0.005
-    cross_entropy: float = 1.0
-    label_smoothing: float = 0.0
-    adversarial: Adversarial = field(default_factory=Adversarial)
-
-    def __post_init__(self) -> None:
-        for name in ("kind", "scores"):
-            words = get_args(Objective.__annotations__[name])
-            if getattr(self, name) not in words:
-                raise ValueError(f"Objective: `{name}` is {words}, got {getattr(self, name)!r}.")
-        if not 0 <= self.trim < 1:
-            raise ValueError(f"Objective: `trim` is a fraction below 1, got {self.trim}.")
-        if self.clamp is not None and not (self.clamp >= 0 and self.kind == "likelihood"):
-            # The logistic loss is positive, it never gets there.
-            raise ValueError(
-                f"Objective: `clamp` is 0 or more and for kind `likelihood`, got {self.clamp} for "
-                f"`{self.kind}`. Leave it out."
-            )
-        for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"Objective: `{name}` must be 0 or more.")
-
-    def __call__(self, observed: Tensor, synthesized: Tensor) -> Tensor:
-        """Returns the contrastive loss of scores with shapes (N) and (M)."""
-        contrast = likelihood if self.kind == "likelihood" else logistic
-        loss = contrast(observed, trim(synthesized, self.trim))
-        if self.clamp is not None:
-            loss = loss.clamp_min(-self.clamp)
-        if self.square:
-            loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
-        return loss
 
 
 class Terms(NamedTuple):

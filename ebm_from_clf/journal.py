@@ -6,8 +6,8 @@ the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `lost` and
 means over the updates of a line, `worst` is the largest score or loss of any of them and
 `gradient` the largest norm, `begun_anew` counts lost chains since the beginning; the others are of
 the last one. Beside them stands the class whose gap is largest, with its `class_gap`: a mean over
-its images with weights that fall by .03 an image, and 0 before twenty of them. `accuracy` is that at the
-images of the cross-entropy: augmented, and where the objective is adversarial, moved.
+its images with weights that fall by .03 an image, and 0 before twenty of them. `accuracy` is that
+at the images of the cross-entropy: augmented, and where the objective is adversarial, moved.
 """
 
 __all__ = ["Journal"]

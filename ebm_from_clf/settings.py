@@ -12,13 +12,13 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch.utils.data import Dataset
 
 from .chains import Rates, Storage
-from .contrastive import Objective
 from .curriculum import Curriculum
 from .data import Augment, gather
 from .energy import ClassifierEnergy
 from .guard import GuardSettings
 from .langevin import Langevin
 from .mixture import ClassMixture
+from .objective import Objective
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]

@@ -149,9 +149,7 @@ def test_the_objective_moves_clean_images_and_nothing_else():
     terms, sizes = [], []
     energy.classifier.register_forward_hook(lambda m, i, o: sizes.append(len(o)))
     for adversarial in (Adversarial(), Adversarial(0.4, n_steps=2)):
-        chains = ChainStore(
-            energy.reference, ReferenceStart(energy.reference), 3, generator=toys.seeded()
-        )
+        chains = ChainStore(energy.reference, ReferenceStart(energy.reference), 3)
         objective = Objective(adversarial=adversarial, label_smoothing=0.1)
         gen = Contrastive(energy, Langevin(n_steps=2), chains, objective)
         terms.append(gen.terms(X[:6], Y[:6], X[6:], (X, Y)))

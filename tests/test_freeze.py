@@ -196,7 +196,7 @@ def contrast_gradient(energy, head, **options):
     with torch.no_grad():
         energy.classifier.fc.weight.copy_(head)
     start = ReferenceStart(energy.reference)
-    chains = ChainStore(energy.reference, start, 3, generator=toys.seeded())
+    chains = ChainStore(energy.reference, start, 3)
     objective = Objective(data_noise=0.0, **options)
     gen = Contrastive(energy, Langevin(n_steps=1), chains, objective)
     loss = gen.terms(X[:12], Y[:12], X[12:]).contrast
@@ -235,7 +235,7 @@ def test_learning_a_head_on_rotated_pixels_is_learning_the_linear_energy():
             classifier.fc.bias.zero_()
         energy = ClassifierEnergy(classifier, toys.reference(), toys.space())
         start = ReferenceStart(energy.reference)
-        chains = ChainStore(energy.reference, start, 3, per_class=20, generator=toys.seeded())
+        chains = ChainStore(energy.reference, start, 3, per_class=20)
         objective = Objective(data_noise=0.0)
         sampler = Langevin(n_steps=5, step_size=0.5)
         gen = Contrastive(energy, sampler, chains, objective, generator=toys.seeded(1))

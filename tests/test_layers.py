@@ -10,7 +10,8 @@ FLOORS = [
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
     ["adversarial", "langevin", "chains", "marginal", "swift"],
-    ["contrastive", "untrained"],
+    ["objective", "untrained"],
+    ["contrastive"],
     ["folders", "parts"],
     [
         "demo",
@@ -36,7 +37,7 @@ FLOORS = [
     ["__main__", "__init__"],
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
-MATHEMATICS = {name for names in FLOORS[:6] for name in names}
+MATHEMATICS = {name for names in FLOORS[:7] for name in names}
 STANDARD = {"copy", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 

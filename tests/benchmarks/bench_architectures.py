@@ -36,7 +36,11 @@ RESNET = {
 # SiLU and squeeze-excite; attention.
 ROWS = {
     "resnet": ("resnet18", RESNET, 6),
-    "convnext": ("convnext_atto", {"depths": [1, 1, 2, 1], "dims": [32, 64, 96, 128], "patch_size": 2}, 12),
+    "convnext": (
+        "convnext_atto",
+        {"depths": [1, 1, 2, 1], "dims": [32, 64, 96, 128], "patch_size": 2},
+        12,
+    ),
     "efficientnet": ("test_efficientnet", {"output_stride": 8}, 12),
     "vit": (
         "vit_tiny_patch16_224",
@@ -45,7 +49,7 @@ ROWS = {
     ),
     "resnet-silu": ("resnet18", RESNET | {"act_layer": "silu"}, 6),
     "resnet-leaky": ("resnet18", RESNET | {"act_layer": "leaky_relu"}, 6),
-}  # fmt: skip
+}
 
 
 def row(name, seed, a, recipe, judge):
