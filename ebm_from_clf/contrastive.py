@@ -115,6 +115,17 @@ class Objective:
             loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
         return loss
 
+    def classification(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cross-entropy of clean images, and the fraction classified right.
+
+        Arguments:
+            logits: The logits, with shape (M, K).
+            labels: The class indices, with shape (M).
+        """
+        smoothing = self.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, (logits.argmax(1) == labels).float().mean()
+
 
 class Terms(NamedTuple):
     """The parts of one update.
@@ -266,10 +277,7 @@ class Contrastive(nn.Module):
         observed, synthetic = self._scores(logits[: 2 * n], y.repeat(2)).split(n)
         cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
         if clean is not None:
-            rest, labels = logits[2 * n :], clean[1]
-            smoothing = self.objective.label_smoothing
-            cross_entropy = functional.cross_entropy(rest, labels, label_smoothing=smoothing)
-            hits = (rest.argmax(1) == labels).float().mean()
+            cross_entropy, hits = self.objective.classification(logits[2 * n :], clean[1])
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
 

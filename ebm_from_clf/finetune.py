@@ -6,7 +6,8 @@ Langevin steps with the parameters held, and descends
 .. math:: L_{contrast}(f(x), f(\tilde x)) + w \, CE(f(\mathrm{augment}(x')), y')
 
 with one forward of all images together. The weights that are kept are the exponential moving
-average of those that moved.
+average of those that moved. The first updates may be a warm start instead, which denoises images
+and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
 """
 
 __all__ = ["STATE", "Finetuner", "finetune"]
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from .chains import ChainStore
 from .contrastive import Contrastive
 from .data import Batches, loader
+from .denoise import check_twice, denoising
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
@@ -31,6 +33,7 @@ from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
+from .marginal import Marginal
 from .pictures import grid
 from .settings import Settings
 from .space import check_pixels
@@ -51,7 +54,8 @@ class Finetuner:
         notes: What its owner wants to be kept with the state.
 
     Raises:
-        UsageError: If the data do not fit the classifier.
+        UsageError: If the data do not fit the classifier, or a warm start is asked for that it
+            cannot make.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class Finetuner:
         self.descent = Descent(energy.classifier, settings)
         self.device = self.descent.device
         self.energy = energy.to(self.device)
+        if settings.warm_start.updates:
+            check_twice(energy)
         self.chains = ChainStore(
             energy.reference,
             start,
@@ -147,14 +153,41 @@ class Finetuner:
         """
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
+        if self.update < self.settings.warm_start.updates:
+            self._denoise(x, y, pair)
+        else:
+            self._contrast(x, y, pair)
+        self.update += 1
+
+    def _denoise(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
+        """Makes one update of the warm start, which leaves the chains where they are."""
+        settings, objective = self.settings, self.settings.objective
+        temperature = settings.sampler.temperature
+        loss = denoising(
+            Marginal(self.energy) if objective.scores == "joint" else self.energy,
+            self.energy.reference.encode(x),
+            y,
+            noise=settings.warm_start.noise_at(temperature),
+            temperature=temperature,
+            generator=self.generator,
+        )
+        cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
+        if clean is not None:
+            logits = self.energy.classify(clean[0], self.descent.wrapped)
+            cross_entropy, hits = objective.classification(logits, clean[1])
+        total = loss + objective.cross_entropy * cross_entropy
+        gradient = self.descent.step(total, self.update, self.guard.rate)
+        self.journal.add_denoised(loss, cross_entropy, hits, gradient)
+
+    def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
+        """Makes one update with chains: observed images against synthesized ones."""
         synthesized = self.gen.synthesize(y)
-        terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
-        loss = terms.contrast + weight * terms.cross_entropy
+        terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
+        loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
         gradient = self.descent.step(loss, self.update, self.guard.rate)
         lost = self.guard.lost(terms.observed, terms.synthesized)
         self.chains.begin_anew(synthesized.draw, lost)
         self.journal.add(terms, synthesized, lost, gradient)
-        self.update += 1
 
     def run(
         self,
@@ -200,12 +233,7 @@ class Finetuner:
             self.step(*next(batches))
             self.seconds = time.perf_counter() - begin
             if self._due(self.settings.log_every):
-                line = self.journal.line(
-                    update=self.update,
-                    seconds=round(self.seconds, 2),
-                    learning_rate=self.descent.rate,
-                    rollbacks=self.guard.rollbacks,
-                )
+                line = self._line()
                 if output is not None:
                     self.journal.write(output)
                 self._watch(line)
@@ -219,9 +247,21 @@ class Finetuner:
                 if callback is not None:
                     callback(line)
 
+    def _line(self) -> dict[str, Any]:
+        """Makes the next line of the log."""
+        warm = self.update <= self.settings.warm_start.updates
+        make = self.journal.denoised_line if warm else self.journal.line
+        return make(
+            update=self.update,
+            seconds=round(self.seconds, 2),
+            learning_rate=self.descent.rate,
+            rollbacks=self.guard.rollbacks,
+        )
+
     def _due(self, every: int) -> bool:
-        """Tells whether something is due that is done every so often, and at the end."""
-        return every > 0 and (self.update % every == 0 or self.update == self.settings.updates)
+        """Tells whether something is due that is done every so often, and at a stage's end."""
+        ends = (self.settings.warm_start.updates, self.settings.updates)
+        return every > 0 and (self.update % every == 0 or self.update in ends)
 
     def _write_state(self, output: Path) -> None:
         """Writes the state to resume from, when it is time."""

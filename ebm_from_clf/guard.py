@@ -109,7 +109,8 @@ class Guard:
             line: The last line of the log.
         """
         limits = self.settings
-        if not all(math.isfinite(line[name]) for name in ("gradient", "worst", "mean_gap")):
+        names = ("gradient", "worst", "mean_gap", "denoising")
+        if not all(math.isfinite(line.get(name, 0.0)) for name in names):
             what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
             return f"a {what} is not finite. Lower the learning rate, or set clip_grad"
         if line["worst"] > limits.max_score:
@@ -117,6 +118,8 @@ class Guard:
                 f"scores or losses ran away, to {line['worst']:.3g}. Lower the learning rate, or "
                 "give the objective a weight for `square`"
             )
+        if "moved" not in line:
+            return ""  # a warm start has no chains
         if line["lost"] > limits.max_lost:
             return (
                 f"{line['lost']:.0%} of the chains are lost far behind the data. Start them "

@@ -4,7 +4,8 @@ The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; nea
 run. `auc` is the probability that an observed image scores higher than a synthesized one, .5 where
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `lost` and `saturated` are
 means over the updates of a line, `worst` is the largest score or loss of any of them and
-`gradient` the largest norm; the others are of the last one.
+`gradient` the largest norm; the others are of the last one. Lines of the warm start say so as
+their `stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -18,7 +19,7 @@ import torch
 
 from .contrastive import Synthesized, Terms
 
-Line = dict[str, float]
+Line = dict[str, Any]
 
 
 class Journal:
@@ -31,6 +32,7 @@ class Journal:
     def __init__(self) -> None:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
+        self._denoised: list[torch.Tensor] = []
 
     def add(
         self, terms: Terms, synthesized: Synthesized, lost: torch.Tensor, gradient: torch.Tensor
@@ -58,17 +60,53 @@ class Journal:
         )
         self._pending.append(torch.stack(row).detach())
 
+    def add_denoised(
+        self,
+        loss: torch.Tensor,
+        cross_entropy: torch.Tensor,
+        hits: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        """Notes an update of the warm start, without waiting for its numbers.
+
+        Arguments:
+            loss: The denoising loss.
+            cross_entropy: The cross-entropy on the clean images.
+            hits: The fraction of clean images classified right.
+            gradient: The norm of the gradient.
+        """
+        self._denoised.append(torch.stack([loss, cross_entropy, hits, gradient]).detach())
+
+    def denoised_line(self, **numbers: float) -> Line:
+        """Makes the updates of the warm start noted since the last line into one.
+
+        Arguments:
+            numbers: What else belongs to it, such as `update` and `seconds`.
+        """
+        table = _table(self._denoised)
+        mean = table.mean(0).tolist()
+        line: Line = {"stage": "warm_start"} | numbers
+        line |= {
+            "denoising": mean[0],
+            "cross_entropy": float(table[-1, 1]),
+            # Of scores and entropies: a denoising loss begins with the square of the gain.
+            "worst": float(table[:, 1].abs().max()),
+            "gradient": float(table[:, 3].max()),
+            "accuracy": mean[2],
+        }
+        self.lines.append(line)
+        return line
+
     def line(self, **numbers: float) -> Line:
         """Makes the updates noted since the last line into one.
 
         Arguments:
             numbers: What else belongs to it, such as `update` and `seconds`.
         """
-        table = torch.stack([row.cpu() for row in self._pending])
-        self._pending = []
+        table = _table(self._pending)
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
-        line = numbers | {
+        line: Line = numbers | {
             "contrast": contrast,
             "cross_entropy": entropy,
             "observed": observed,
@@ -84,7 +122,7 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the lines, and the updates that no line was made of yet."""
-        return {"lines": self.lines, "pending": self._pending}
+        return {"lines": self.lines, "pending": self._pending, "denoised": self._denoised}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -93,6 +131,7 @@ class Journal:
             state: The state.
         """
         self.lines, self._pending = list(state["lines"]), list(state["pending"])
+        self._denoised = list(state["denoised"])
 
     def write(self, folder: Path, *, anew: bool = False) -> None:
         """Writes the last line to `metrics.jsonl`; numbers that are not finite become null.
@@ -103,5 +142,15 @@ class Journal:
         """
         with (folder / "metrics.jsonl").open("w" if anew else "a", encoding="utf-8") as file:
             for line in self.lines if anew else self.lines[-1:]:
-                plain = {k: v if math.isfinite(v) else None for k, v in line.items()}
+                plain = {
+                    k: None if isinstance(v, float) and not math.isfinite(v) else v
+                    for k, v in line.items()
+                }
                 file.write(json.dumps(plain) + "\n")
+
+
+def _table(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Returns what was noted since the last line, one row an update, and forgets it."""
+    table = torch.stack([row.cpu() for row in rows])
+    rows.clear()
+    return table

@@ -109,8 +109,14 @@ def finetune_recipe(
             raise
         advance = progress("fine-tune", recipe.finetune.updates)
         advance(tuner.update)
-        every = recipe.finetune.log_every
-        tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
+        reached = tuner.update
+
+        def show(line: dict[str, Any]) -> None:
+            nonlocal reached
+            advance(int(line["update"]) - reached)
+            reached = int(line["update"])
+
+        tuner.run(folder, callback=show)
         save(tuner.energy, folder / "model")
         metrics = {
             "accuracy_before": tuner.notes["accuracy_before"],

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from .chains import Rates, Storage
 from .contrastive import Objective
 from .data import Augment, gather
+from .denoise import WarmStart
 from .energy import ClassifierEnergy
 from .guard import GuardSettings
 from .langevin import Langevin
@@ -90,7 +91,7 @@ class Settings:
     """Settings of a fine-tuning run.
 
     Arguments:
-        updates: Number of updates.
+        updates: Number of updates, those of the warm start among them.
         batch_size: Observed images of an update, and as many synthesized ones.
         clean_batch_size: Augmented images for the cross-entropy of an update.
         optimizer: Name of an optimiser of timm.
@@ -105,6 +106,7 @@ class Settings:
         start: Where chains begin.
         chains: How chains are remembered.
         objective: What is minimised.
+        warm_start: A first stage, in which noisy images are denoised.
         augment: How images for the cross-entropy are augmented.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
         guard: When a run goes back to a state that was good.
@@ -130,6 +132,7 @@ class Settings:
     start: StartSettings = field(default_factory=StartSettings)
     chains: ChainSettings = field(default_factory=ChainSettings)
     objective: Objective = field(default_factory=Objective)
+    warm_start: WarmStart = field(default_factory=WarmStart)
     augment: Augment = field(default_factory=Augment)
     channels_last: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -182,4 +185,19 @@ class Settings:
             raise ValueError(
                 f"Settings: a batch may hold {self.batch_size} images of one class, but `chains` "
                 f"keeps {self.chains.per_class} of each. Raise `per_class`."
+            )
+        self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start.updates >= self.updates:
+            raise ValueError(
+                f"Settings: {self.warm_start.updates} of {self.updates} updates are of the "
+                "`warm_start`, which leaves none to learn from chains. Raise `updates`."
+            )
+        density = self.sampler.density
+        if self.warm_start.updates and density.startswith("none"):
+            raise ValueError(
+                f"Settings: the `warm_start` learns the score of what chains sample ({density}). "
+                "Give `sampler` a temperature above 0 and no `tilt_norm`, or set `updates` of "
+                "`warm_start` to 0."
             )

@@ -10,7 +10,7 @@ FLOORS = [
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
     ["langevin", "chains", "marginal", "swift"],
-    ["contrastive", "untrained"],
+    ["contrastive", "denoise", "untrained"],
     ["folders", "parts"],
     [
         "demo",
