@@ -25,12 +25,14 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .langevin import Energy
 from .noise import Randomness, normal
+from .reference import WhiteNoise
+from .space import PixelSpace
 
 REMEDIES = {
     "scaled_dot_product": (
@@ -119,19 +121,22 @@ def _confined(energy: Energy, away: Tensor) -> tuple[Tensor, Tensor]:
     return v.detach(), side
 
 
-def check_twice(energy: ClassifierEnergy) -> None:
-    """Checks on two images that the denoising loss can be differentiated.
+def check_twice(classifier: nn.Module, space: PixelSpace) -> None:
+    """Checks on two images that a classifier can be differentiated twice, as denoising needs it.
 
     Arguments:
-        energy: The energy.
+        classifier: The classifier.
+        space: The map from pixels to its input.
 
     Raises:
         UsageError: If an operation of the classifier cannot be differentiated twice.
     """
     generator = torch.Generator().manual_seed(0)
-    u = normal(energy.reference.mean.expand(2, *energy.reference.shape), generator)
+    mean = torch.full(space.shape, 0.5, device=space.mean.device)
+    energy = ClassifierEnergy(classifier, WhiteNoise(mean, 0.25), space)
+    u = normal(mean.expand(2, *space.shape), generator)
     y = torch.zeros(2, dtype=torch.int64, device=u.device)
-    weights = [p for p in energy.classifier.parameters() if p.requires_grad]
+    weights = [p for p in classifier.parameters() if p.requires_grad]
     try:
         loss = denoising(energy, u, y, noise=1.0, temperature=1.0, generator=generator)
         torch.autograd.grad(loss, weights, allow_unused=True)

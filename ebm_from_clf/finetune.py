@@ -75,7 +75,7 @@ class Finetuner:
         self.device = self.descent.device
         self.energy = energy.to(self.device)
         if settings.warm_start.updates:
-            check_twice(energy)
+            check_twice(energy.classifier, energy.space)
         self.chains = ChainStore(
             energy.reference,
             start,

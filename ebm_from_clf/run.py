@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 from .checkpoint import save
 from .classify import train_classifier
 from .convert import class_names, space_of
+from .denoise import check_twice
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .evaluate import accuracy
@@ -152,6 +153,9 @@ def _begin(
             "choose another --output."
         )
     if state is None:
+        if recipe.finetune.warm_start.updates:
+            # Asked again in fine-tuning, but nobody should wait for a training in vain.
+            check_twice(classifier, space)
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)
