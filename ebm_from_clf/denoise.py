@@ -16,10 +16,14 @@ multiplied by J: -1 for a pixel that was reflected, and 0 for one that was clamp
 border there is no score. Images whose pixels lie on the border, as black ones do, would else
 teach the score of images that no chain can reach.
 
-The gradient of L differentiates the network twice, which some operations cannot do.
+In a run with the gain :math:`\gamma` L is weighted by :math:`K e^2 D / (2 \gamma)`. In the limits
+above its gradient is then that of the contrastive loss after K steps of size e from the data, so
+that both stages weigh alike against the cross-entropy. Unweighted, a classifier whose gradient is
+steep would forget its classes. The gradient of L differentiates the network twice, which some
+operations cannot do.
 """
 
-__all__ = ["WarmStart", "check_twice", "denoising"]
+__all__ = ["WarmStart", "check_twice", "denoising", "weight_of"]
 
 import math
 from dataclasses import dataclass
@@ -29,7 +33,7 @@ from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .langevin import Energy
+from .langevin import Energy, Langevin
 from .noise import Randomness, normal
 from .reference import WhiteNoise
 from .space import PixelSpace
@@ -108,6 +112,17 @@ def denoising(
     (score,) = torch.autograd.grad(-energy(v, y).sum(), v, create_graph=True)
     wanted = side * (temperature / noise**2 * (u - away))
     return (side * (score - wanted)).square().mean() / 2
+
+
+def weight_of(sampler: Langevin, dim: int, gain: float) -> float:
+    """Returns the weight with which the loss teaches what chains begun at the data would teach.
+
+    Arguments:
+        sampler: The sampler of one update.
+        dim: The number of dimensions D.
+        gain: The gain on the logits, which scores are divided by.
+    """
+    return sampler.n_steps * sampler.step_size**2 / 2 * dim / gain
 
 
 def _confined(energy: Energy, away: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from .chains import ChainStore
 from .contrastive import Contrastive
 from .data import Batches, loader
-from .denoise import check_twice, denoising
+from .denoise import check_twice, denoising, weight_of
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
@@ -163,9 +163,10 @@ class Finetuner:
         """Makes one update of the warm start, which leaves the chains where they are."""
         settings, objective = self.settings, self.settings.objective
         temperature = settings.sampler.temperature
+        u = self.energy.reference.encode(x)
         loss = denoising(
             Marginal(self.energy) if objective.scores == "joint" else self.energy,
-            self.energy.reference.encode(x),
+            u,
             y,
             noise=settings.warm_start.noise_at(temperature),
             temperature=temperature,
@@ -175,9 +176,10 @@ class Finetuner:
         if clean is not None:
             logits = self.energy.classify(clean[0], self.descent.wrapped)
             cross_entropy, hits = objective.classification(logits, clean[1])
-        total = loss + objective.cross_entropy * cross_entropy
+        weight = weight_of(settings.sampler, u[0].numel(), self.energy.gain)
+        total = weight * loss + objective.cross_entropy * cross_entropy
         gradient = self.descent.step(total, self.update, self.guard.rate)
-        self.journal.add_denoised(loss, cross_entropy, hits, gradient)
+        self.journal.add_denoised(loss, total, cross_entropy, hits, gradient)
 
     def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
         """Makes one update with chains: observed images against synthesized ones."""

@@ -109,7 +109,7 @@ class Guard:
             line: The last line of the log.
         """
         limits = self.settings
-        names = ("gradient", "worst", "mean_gap", "denoising")
+        names = ("gradient", "worst", "mean_gap")
         if not all(math.isfinite(line.get(name, 0.0)) for name in names):
             what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
             return f"a {what} is not finite. Lower the learning rate, or set clip_grad"

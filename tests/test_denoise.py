@@ -14,6 +14,7 @@ from torch import nn
 from ebm_from_clf import (
     ClassifierEnergy,
     FittedGaussian,
+    Objective,
     PixelSpace,
     Settings,
     UsageError,
@@ -24,8 +25,9 @@ from ebm_from_clf import (
     run,
 )
 from ebm_from_clf.arguments import read_recipe
+from ebm_from_clf.contrastive import likelihood
 from ebm_from_clf.data import gather, load_data
-from ebm_from_clf.denoise import WarmStart, check_twice, denoising
+from ebm_from_clf.denoise import WarmStart, check_twice, denoising, weight_of
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.marginal import Marginal
@@ -36,11 +38,9 @@ from ebm_from_clf.settings import ChainSettings, StartSettings
 Y = torch.tensor([0, 1, 2])
 
 
-def z_scores(loss, parameters, n=300):
+def z_scores(loss, parameters, n=200):
     """The mean gradient over n independent calls, in standard errors, of every number."""
-    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters)])]
-    for _ in range(n - 1):
-        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters)]))
+    rows = [flat(torch.autograd.grad(loss(), parameters)) for _ in range(n)]
     table = torch.stack(rows).double()
     return table.mean(0) / (table.std(0) / n**0.5)
 
@@ -96,7 +96,7 @@ def test_linear_classifier_learns_the_mean_of_the_data(noise):
     for factor, holds in ((1.0, True), (0.8, False)):
         with torch.no_grad():
             energy.classifier.weight[0] = factor * weight
-        z = z_scores(loss, [energy.classifier.weight], n=200).view(3, -1)
+        z = z_scores(loss, [energy.classifier.weight], n=100).view(3, -1)
         assert (z[0].abs().max() < 5) == holds
         assert z[1:].isnan().all()  # other classes are not touched
 
@@ -194,6 +194,26 @@ def test_little_noise_is_score_matching_and_not_reconstruction(monkeypatch, temp
         errors.append((learned - limit).norm() / limit.norm())
     assert errors[-1] < 0.02 and all(1.8 < order < 2.2 for order in orders(errors))
     assert (learned - reconstruction).norm() / limit.norm() > 10 * errors[-1]
+
+
+def test_weighted_loss_teaches_what_steps_from_the_data_teach(monkeypatch):
+    """Its gradient is that of the contrastive loss after K small steps, cross-entropy aside."""
+    energy, u = smooth()
+    n = cubature(monkeypatch, denoise)
+    cubature(monkeypatch, langevin)
+    weights = parameters_of(energy)
+    many, labels = u.repeat(n, 1, 1, 1), Y.repeat(n)
+    sampler = Langevin(n_steps=1, step_size=0.01, temperature=0.3)
+    moved, _ = sampler(energy, many, labels, generator=toys.seeded())
+    scores = [energy.tilt(u, Y) / energy.gain, energy.tilt(moved, labels) / energy.gain]
+    contrast = flat(torch.autograd.grad(likelihood(*scores), weights))
+    loss = denoising(energy, many, labels, noise=0.01, temperature=0.3, generator=toys.seeded())
+    learned = flat(torch.autograd.grad(loss, weights))
+    weight = weight_of(sampler, toys.DIM, energy.gain)
+    assert (weight * learned - contrast).norm() < 0.02 * contrast.norm()
+    assert weight_of(replace(sampler, n_steps=7), toys.DIM, energy.gain) == pytest.approx(
+        7 * weight
+    )
 
 
 class Bumps(nn.Module):
@@ -426,6 +446,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(digits, interrupted):
     assert all(torch.equal(p, q) for p, q in kept)
 
 
+def test_stage_descends_both_losses_with_their_weights(digits):
+    tuner = tuner_of(digits, objective=Objective(cross_entropy=3.0))
+    advance(tuner, 1)
+    loss, total, cross_entropy, _, _ = tuner.journal._denoised[0].tolist()
+    expected = 2 * 0.005 * 256 / 600 * loss + 3 * cross_entropy
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
 def test_chains_are_begun_after_the_stage(digits):
     tuner = tuner_of(digits)
     before = tuner.chains.state.clone()
@@ -470,7 +498,9 @@ def test_a_stage_that_goes_wrong_is_rolled_back(digits):
 
 
 def test_the_stage_lowers_the_denoising_loss(digits):
-    tuner = tuner_of(digits, updates=41, warm=40, learning_rate=3e-3, warmup=5, log_every=5)
+    options = dict(learning_rate=3e-3, warmup=5, log_every=5)
+    alone = Objective(cross_entropy=0.0)
+    tuner = tuner_of(digits, updates=31, warm=30, objective=alone, **options)
     tuner.run()
     losses = [line["denoising"] for line in tuner.journal.lines if "denoising" in line]
     assert 0.4 < losses[0] < 0.6  # B is about 0 at first
