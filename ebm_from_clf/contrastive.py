@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
@@ -206,10 +205,7 @@ class Contrastive(nn.Module):
         observed, synthetic = self._scores(logits[: 2 * n], y.repeat(2)).split(n)
         cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
         if clean is not None:
-            rest, labels = logits[2 * n :], clean[1]
-            smoothing = self.objective.label_smoothing
-            cross_entropy = functional.cross_entropy(rest, labels, label_smoothing=smoothing)
-            hits = (rest.argmax(1) == labels).float().mean()
+            cross_entropy, hits = self.objective.classification(logits[2 * n :], clean[1])
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
 

@@ -6,7 +6,8 @@ Langevin steps with the parameters held, and descends
 .. math:: L_{contrast}(f(x), f(\tilde x)) + w \, CE(f(\mathrm{augment}(x')), y')
 
 with one forward of all images together. The weights that are kept are the exponential moving
-average of those that moved.
+average of those that moved. The first updates may be a warm start instead, which denoises images
+and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
 """
 
 __all__ = ["CHAINS", "STATE", "Finetuner", "finetune"]
@@ -14,7 +15,6 @@ __all__ = ["CHAINS", "STATE", "Finetuner", "finetune"]
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .chains import ChainStore
 from .contrastive import Contrastive
 from .data import Batches, loader
+from .denoise import check_twice, denoising, weight_of
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .folders import mappable, new_folder
+from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
+from .marginal import Marginal
 from .pictures import grid
-from .reference import Reference
-from .settings import ChainSettings, Settings
+from .settings import Settings
 from .space import check_pixels
-from .start import Start
 from .state import write_state
 
 STATE = "state.safetensors"
@@ -57,8 +56,8 @@ class Finetuner:
         notes: What its owner wants to be kept with the state.
 
     Raises:
-        UsageError: If the data do not fit the classifier, mapped chains the disk, or it has no
-            such part to freeze.
+        UsageError: If the data do not fit the classifier, mapped chains the disk, it has no such
+            part to freeze, or a warm start is asked for that it cannot make.
     """
 
     def __init__(
@@ -81,7 +80,10 @@ class Finetuner:
         self.descent = Descent(energy.classifier, settings)
         self.device = self.descent.device
         self.energy = energy.to(self.device)
-        self.chains = _chains(energy.reference, start, n_classes, settings.chains, folder)
+        if settings.warm_start.updates:
+            check_twice(energy.classifier, energy.space)
+        file = None if folder is None else folder / CHAINS
+        self.chains = settings.chains.build(energy.reference, start, n_classes, file)
         self.gen = Contrastive(
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
@@ -158,15 +160,45 @@ class Finetuner:
         """
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
+        if self.update < self.settings.warm_start.updates:
+            self._denoise(x, y, pair)
+        else:
+            self._contrast(x, y, pair)
+        self.update += 1
+
+    def _denoise(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
+        """Makes one update of the warm start, which leaves the chains where they are."""
+        settings, objective = self.settings, self.settings.objective
+        temperature = settings.sampler.temperature
+        u = self.energy.reference.encode(x)
+        with self.descent.held():
+            loss = denoising(
+                Marginal(self.energy) if objective.scores == "joint" else self.energy,
+                u,
+                y,
+                noise=settings.warm_start.noise_at(temperature),
+                temperature=temperature,
+                generator=self.generator,
+            )
+            cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
+            if clean is not None:
+                logits = self.energy.classify(clean[0], self.descent.wrapped)
+                cross_entropy, hits = objective.classification(logits, clean[1])
+            weight = weight_of(settings.sampler, u[0].numel(), self.energy.gain)
+            total = weight * loss + objective.cross_entropy * cross_entropy
+            gradient = self.descent.step(total, self.update, self.guard.rate)
+        self.journal.add_denoised(loss, total, cross_entropy, hits, gradient)
+
+    def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
+        """Makes one update with chains: observed images against synthesized ones."""
         synthesized = self.gen.synthesize(y)
         with self.descent.held():
-            terms = self.gen.terms(x, y, synthesized.images, pair, classify=self.descent.wrapped)
-            loss = terms.contrast + weight * terms.cross_entropy
+            terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
+            loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
             gradient = self.descent.step(loss, self.update, self.guard.rate)
         lost = self.guard.lost(terms.observed, terms.synthesized)
         self.chains.begin_anew(synthesized.draw, lost)
         self.journal.add(x, terms, synthesized, lost, gradient)
-        self.update += 1
 
     def run(
         self,
@@ -212,14 +244,7 @@ class Finetuner:
             self.step(*next(batches))
             self.seconds = time.perf_counter() - begin
             if self._due(self.settings.log_every):
-                line = self.journal.line(
-                    update=self.update,
-                    seconds=round(self.seconds, 2),
-                    learning_rate=self.descent.rate,
-                    rollbacks=self.guard.rollbacks,
-                    n_steps=self.gen.sampler.n_steps,
-                    gain=self.energy.gain,
-                )
+                line = self._line()
                 if output is not None:
                     self.journal.write(output)
                 self._watch(line)
@@ -233,9 +258,23 @@ class Finetuner:
                 if callback is not None:
                     callback(line)
 
+    def _line(self) -> dict[str, Any]:
+        """Makes the next line of the log."""
+        warm = self.update <= self.settings.warm_start.updates
+        make = self.journal.denoised_line if warm else self.journal.line
+        return make(
+            update=self.update,
+            seconds=round(self.seconds, 2),
+            learning_rate=self.descent.rate,
+            rollbacks=self.guard.rollbacks,
+            n_steps=self.gen.sampler.n_steps,
+            gain=self.energy.gain,
+        )
+
     def _due(self, every: int) -> bool:
-        """Tells whether something is due that is done every so often, and at the end."""
-        return every > 0 and (self.update % every == 0 or self.update == self.settings.updates)
+        """Tells whether something is due that is done every so often, and at a stage's end."""
+        ends = (self.settings.warm_start.updates, self.settings.updates)
+        return every > 0 and (self.update % every == 0 or self.update in ends)
 
     def _write_state(self, output: Path) -> None:
         """Writes the state to resume from, when it is time."""
@@ -253,9 +292,10 @@ class Finetuner:
         """Keeps a healthy state, mends one that is off. Noise, data and schedule go on."""
         fault = self.guard.fault(line)
         if fault is None:
-            # Observed minus synthesized scores: the gradient of the likelihood in the gain.
-            self.energy.gain *= math.exp(self.settings.learn_gain * line["mean_gap"])
-            self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
+            if "auc" in line:  # a warm start has no chains
+                # Observed minus synthesized scores: the gradient of the likelihood in the gain.
+                self.energy.gain *= math.exp(self.settings.learn_gain * line["mean_gap"])
+                self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
             if self.guard.wants(self.update):
                 self.guard.keep(self.update, self._parts())
         else:
@@ -270,23 +310,6 @@ class Finetuner:
 
     def _make_steps(self) -> None:
         self.gen.make_steps(round(self.n_steps * self.guard.steps))
-
-
-def _chains(
-    reference: Reference,
-    start: Start,
-    n_classes: int,
-    settings: ChainSettings,
-    folder: Path | None,
-) -> ChainStore:
-    """Creates the store of a run, in memory or in a file."""
-    options: dict[str, Any] = asdict(settings)
-    if not options.pop("mapped"):
-        return ChainStore(reference, start, n_classes, **options)
-    value = getattr(torch, settings.storage).itemsize
-    n_bytes = n_classes * settings.per_class * (8 + reference.shape.numel() * value)
-    with mappable(None if folder is None else folder / CHAINS, n_bytes) as file:
-        return ChainStore(reference, start, n_classes, **options, file=file)
 
 
 def finetune(

@@ -149,7 +149,8 @@ class Guard:
             line: The last line of the log.
         """
         limits = self.settings
-        if not all(math.isfinite(line[name]) for name in ("gradient", "worst", "mean_gap")):
+        names = ("gradient", "worst", "mean_gap")
+        if not all(math.isfinite(line.get(name, 0.0)) for name in names):
             what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
             return Fault(f"a {what} is not finite. Lower the learning rate, or set clip_grad")
         if line["worst"] > limits.max_score:
@@ -162,7 +163,8 @@ class Guard:
                 f"the gradient ran away, to a norm of {line['gradient']:.3g}. Lower the learning "
                 "rate, or set clip_grad"
             )
-        return self._behind(line) or self._stuck(line)
+        # A warm start has no chains.
+        return None if "moved" not in line else self._behind(line) or self._stuck(line)
 
     def _behind(self, line: dict[str, float]) -> Fault | None:
         """Returns the fault of chains that cannot follow the data."""

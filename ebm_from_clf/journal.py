@@ -7,7 +7,8 @@ means over the updates of a line, `worst` is the largest score or loss of any of
 `gradient` the largest norm, `begun_anew` counts lost chains since the beginning; the others are of
 the last one. Beside them stands the class whose gap is largest, with its `class_gap`: a mean over
 its images with weights that fall by .03 an image, and 0 before twenty of them. `accuracy` is that
-at the images of the cross-entropy: augmented, and where the objective is adversarial, moved.
+at the images of the cross-entropy: augmented, and where the objective is adversarial, moved. Lines
+of the warm start say so as their `stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -21,7 +22,7 @@ import torch
 
 from .contrastive import Synthesized, Terms
 
-Line = dict[str, float]
+Line = dict[str, Any]
 MEANS = ("accuracy", "auc", "moved", "lost", "saturated", "saturated_observed")
 FORGET = 0.97
 KNOWN = 1 - FORGET**20
@@ -40,6 +41,7 @@ class Journal:
     def __init__(self, n_classes: int) -> None:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
+        self._denoised: list[torch.Tensor] = []
         # The gap of each class, and how much of it is known.
         self._gaps = torch.zeros(2, n_classes)
 
@@ -95,20 +97,57 @@ class Journal:
         """
         self._gaps[:, slice(None) if classes is None else classes] = 0
 
+    def add_denoised(
+        self,
+        loss: torch.Tensor,
+        total: torch.Tensor,
+        cross_entropy: torch.Tensor,
+        hits: torch.Tensor,
+        gradient: torch.Tensor,
+    ) -> None:
+        """Notes an update of the warm start, without waiting for its numbers.
+
+        Arguments:
+            loss: The denoising loss.
+            total: What is descended, cross-entropy and all.
+            cross_entropy: The cross-entropy on the clean images.
+            hits: The fraction of clean images classified right.
+            gradient: The norm of the gradient.
+        """
+        self._denoised.append(torch.stack([loss, total, cross_entropy, hits, gradient]).detach())
+
+    def denoised_line(self, **numbers: float) -> Line:
+        """Makes the updates of the warm start noted since the last line into one.
+
+        Arguments:
+            numbers: What else belongs to it, such as `update` and `seconds`.
+        """
+        table = _table(self._denoised)
+        mean = table.mean(0).tolist()
+        line: Line = {"stage": "warm_start"} | numbers
+        line |= {
+            "denoising": mean[0],
+            "cross_entropy": float(table[-1, 2]),
+            "worst": float(table[:, 1].abs().max()),
+            "gradient": float(table[:, 4].max()),
+            "accuracy": mean[3],
+        }
+        self.lines.append(line)
+        return line
+
     def line(self, **numbers: float) -> Line:
         """Makes the updates noted since the last line into one.
 
         Arguments:
             numbers: What else belongs to it, such as `update` and `seconds`.
         """
-        table = torch.stack([row.cpu() for row in self._pending])
-        self._pending = []
+        table = _table(self._pending)
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
         gaps, known = self._gaps.cpu()
         gaps = torch.where(known >= KNOWN, gaps / known, 0)
-        before = self.lines[-1]["begun_anew"] if self.lines else 0
-        line = numbers | {
+        before = self.lines[-1].get("begun_anew", 0) if self.lines else 0
+        line: Line = numbers | {
             "contrast": contrast,
             "cross_entropy": entropy,
             "observed": observed,
@@ -127,7 +166,12 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the lines, the updates that no line was made of yet, and the gaps of classes."""
-        return {"lines": self.lines, "pending": self._pending, "gaps": self._gaps}
+        return {
+            "lines": self.lines,
+            "pending": self._pending,
+            "denoised": self._denoised,
+            "gaps": self._gaps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -137,6 +181,7 @@ class Journal:
         """
         self.lines, self._pending = list(state["lines"]), list(state["pending"])
         self._gaps = state["gaps"]
+        self._denoised = list(state["denoised"])
 
     def write(self, folder: Path, *, anew: bool = False) -> None:
         """Writes the last line to `metrics.jsonl`; numbers that are not finite become null.
@@ -147,5 +192,15 @@ class Journal:
         """
         with (folder / "metrics.jsonl").open("w" if anew else "a", encoding="utf-8") as file:
             for line in self.lines if anew else self.lines[-1:]:
-                plain = {k: v if math.isfinite(v) else None for k, v in line.items()}
+                plain = {
+                    k: None if isinstance(v, float) and not math.isfinite(v) else v
+                    for k, v in line.items()
+                }
                 file.write(json.dumps(plain) + "\n")
+
+
+def _table(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Returns what was noted since the last line, one row an update, and forgets it."""
+    table = torch.stack([row.cpu() for row in rows])
+    rows.clear()
+    return table

@@ -112,3 +112,14 @@ class Objective:
         if self.square:
             loss = loss + self.square * (observed.square().mean() + synthesized.square().mean())
         return loss
+
+    def classification(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the cross-entropy of clean images, and the fraction classified right.
+
+        Arguments:
+            logits: The logits, with shape (M, K).
+            labels: The class indices, with shape (M).
+        """
+        smoothing = self.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, (logits.argmax(1) == labels).float().mean()

@@ -40,6 +40,7 @@ def write_report(
         pictures: Picture files, each with its caption.
         recipe: The text of the resolved recipe.
     """
+    scored = [line for line in history if "observed" in line]
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(_show(value))}</td></tr>"
         for name, value in numbers.items()
@@ -49,7 +50,7 @@ def write_report(
         f"<h1>{html.escape(title)}</h1>",
         f"<table>{rows}</table>",
         f'<h2>Samples</h2><div class="side">{figures}</div>' if figures else "",
-        _curves(history) if history else "",
+        _curves(scored) if scored else "",
         f"<h2>Recipe</h2><pre>{html.escape(recipe)}</pre>" if recipe else "",
     ]
     page = (

@@ -34,6 +34,7 @@ from torch.utils.data import Dataset
 from .checkpoint import save
 from .classify import train_classifier
 from .convert import class_names, space_of
+from .denoise import check_twice
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .evaluate import accuracy
@@ -113,8 +114,14 @@ def finetune_recipe(
             raise
         advance = progress("fine-tune", recipe.finetune.updates)
         advance(tuner.update)
-        every = recipe.finetune.log_every
-        tuner.run(folder, callback=lambda line: advance(int(line["update"] - 1) % every + 1))
+        reached = tuner.update
+
+        def show(line: dict[str, Any]) -> None:
+            nonlocal reached
+            advance(int(line["update"]) - reached)
+            reached = int(line["update"])
+
+        tuner.run(folder, callback=show)
         save(tuner.energy, folder / "model")
         metrics = {
             "accuracy_before": tuner.notes["accuracy_before"],
@@ -152,6 +159,9 @@ def _begin(
             "choose another --output."
         )
     if state is None:
+        if recipe.finetune.warm_start.updates:
+            # Asked again in fine-tuning, but nobody should wait for a training in vain.
+            check_twice(classifier, space)
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)

@@ -1,116 +1,24 @@
 """Settings of a fine-tuning run; a recipe's `finetune` section has exactly these fields."""
 
-__all__ = ["ChainSettings", "Settings", "StartSettings"]
+__all__ = ["Settings"]
 
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
-from torch.utils.data import Dataset
 
-from .chains import Rates, Storage
+from .chain_settings import ChainSettings, StartSettings
 from .curriculum import Curriculum
-from .data import Augment, gather
-from .energy import ClassifierEnergy
+from .data import Augment
+from .denoise import WarmStart
 from .guard import GuardSettings
 from .langevin import Langevin
-from .mixture import ClassMixture
 from .objective import Objective
-from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
-StartKind = Literal["gaussian", "reference", "uniform", "data"]
 Schedule = Literal["cosine", "tanh", "constant"]
-
-
-@dataclass(frozen=True)
-class StartSettings:
-    """Settings of where chains begin.
-
-    Arguments:
-        kind: `gaussian` per class, `reference`, `uniform` noise, or `data`.
-        rank: Principal components of each class that the Gaussian keeps; 0 for mean and
-            standard deviation alone.
-        residual: Whether the Gaussian adds the remaining variance as pixel noise.
-        modes: Gaussians of each class, at most; see :class:`ClassMixture`.
-        per_class: At most so many images of a class are used for the fit.
-        size: Longest side, in pixels, at which data are read and the Gaussians kept; starts are
-            enlarged to the full size when drawn. Full size throughout if absent. Numbers held
-            are classes x (rank + 2) x pixels of that size, and to fit, classes x per_class x
-            pixels.
-    """
-
-    kind: StartKind = "gaussian"
-    rank: int = 32
-    residual: bool = False
-    modes: int = 1
-    per_class: int = 1000
-    size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(StartKind):
-            raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
-        if self.rank < 0 or self.per_class < 1 or self.modes < 1:
-            raise ValueError(
-                "StartSettings: `rank` must be 0 or more, `modes` and `per_class` 1 or more."
-            )
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"StartSettings: `size` must be 1 or more, got {self.size}.")
-
-    def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
-        """Creates the start, fitted to a data set where it needs one."""
-        if self.kind == "reference":
-            return ReferenceStart(energy.reference)
-        if self.kind == "uniform":
-            return UniformStart(energy.reference.shape)
-        _, height, width = energy.reference.shape
-        size, longest = (height, width), max(height, width)
-        shrink = min(1.0, (self.size or longest) / longest)
-        low = (max(round(height * shrink), 1), max(round(width * shrink), 1))
-        x, y = gather(dataset, self.per_class, low)
-        if self.kind == "data":
-            return DataStart(x, y, n_classes, size=size)
-        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
-        options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual, "size": size}
-        if self.modes > 1:
-            return ClassMixture.fit(x, y, n_classes, modes=self.modes, **options)
-        return ClassGaussian.fit(x, y, n_classes, **options)
-
-
-@dataclass(frozen=True)
-class ChainSettings:
-    """Settings of the persistent chains.
-
-    With a `restart_rate` of 1 no chain goes on, and each makes `burn_in` and then the sampler's
-    `n_steps` steps from its start: short-run learning (Nijkamp et al., 2019,
-    https://arxiv.org/abs/1904.09770). If it also starts at `data` and `burn_in` is 0, that is
-    contrastive divergence with k = `n_steps` (Hinton, 2002), from other images of the class than
-    those observed in the update.
-
-    Arguments:
-        per_class: Number of chains of a class.
-        restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
-            and the last slot of a class.
-        burn_in: Langevin steps that a new chain makes before it counts.
-        storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
-        mapped: Whether chains lie in a file of the run's folder instead of in memory, for many
-            classes of large images. A run that goes back or is resumed begins those chains anew
-            that were written since.
-    """
-
-    per_class: int = 100
-    restart_rate: Rates = 0.05
-    burn_in: int = 10
-    storage: Storage = "float32"
-    mapped: bool = False
-
-    def __post_init__(self) -> None:
-        if self.per_class < 1:
-            raise ValueError(
-                f"ChainSettings: `per_class` must be 1 or more, got {self.per_class}."
-            )
 
 
 @dataclass(frozen=True)
@@ -118,7 +26,7 @@ class Settings:
     """Settings of a fine-tuning run.
 
     Arguments:
-        updates: Number of updates.
+        updates: Number of updates, those of the warm start among them.
         batch_size: Observed images of an update, and as many synthesized ones.
         clean_batch_size: Augmented images for the cross-entropy of an update.
         optimizer: Name of an optimiser of timm.
@@ -138,6 +46,7 @@ class Settings:
         start: Where chains begin.
         chains: How chains are remembered.
         objective: What is minimised.
+        warm_start: A first stage, in which noisy images are denoised.
         augment: How images for the cross-entropy are augmented.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
         guard: When a run goes back to a state that was good.
@@ -166,6 +75,7 @@ class Settings:
     start: StartSettings = field(default_factory=StartSettings)
     chains: ChainSettings = field(default_factory=ChainSettings)
     objective: Objective = field(default_factory=Objective)
+    warm_start: WarmStart = field(default_factory=WarmStart)
     augment: Augment = field(default_factory=Augment)
     channels_last: bool = False
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -215,3 +125,18 @@ class Settings:
             )
         if self.sampler.n_steps < 1:
             raise ValueError("Settings: `sampler` must make 1 step or more in an update.")
+        self._check_warm_start()
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start.updates >= self.updates:
+            raise ValueError(
+                f"Settings: {self.warm_start.updates} of {self.updates} updates are of the "
+                "`warm_start`, which leaves none to learn from chains. Raise `updates`."
+            )
+        density = self.sampler.density
+        if self.warm_start.updates and density.startswith("none"):
+            raise ValueError(
+                f"Settings: the `warm_start` learns the score of what chains sample ({density}). "
+                "Give `sampler` a temperature above 0 and no `tilt_norm`, or set `updates` of "
+                "`warm_start` to 0."
+            )

@@ -17,10 +17,10 @@ from ebm_from_clf import (
     ReferenceStart,
     WhiteNoise,
 )
+from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.marginal import Marginal
 from ebm_from_clf.objective import likelihood, logistic, trim
-from ebm_from_clf.settings import ChainSettings, StartSettings
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
 F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)

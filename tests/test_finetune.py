@@ -12,6 +12,7 @@ import timm
 import torch
 
 from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert, finetune
+from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Augment, Images, gather, load_data
@@ -21,7 +22,6 @@ from ebm_from_clf.finetune import CHAINS, Finetuner
 from ebm_from_clf.guard import Fault, Guard, GuardSettings
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
-from ebm_from_clf.settings import ChainSettings, StartSettings
 
 SIZE = (16, 16)
 QUICK = dict(

@@ -17,11 +17,11 @@ from ebm_from_clf import (
     UsageError,
     finetune,
 )
+from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.data import Images
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.freeze import chosen
-from ebm_from_clf.settings import ChainSettings, StartSettings
 
 X = torch.rand(24, *toys.SHAPE, generator=toys.seeded(2))
 Y = torch.arange(24) % 3

@@ -10,7 +10,7 @@ FLOORS = [
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
     ["adversarial", "langevin", "chains", "marginal", "swift"],
-    ["objective", "untrained"],
+    ["denoise", "objective", "untrained"],
     ["contrastive"],
     ["folders", "parts"],
     [
@@ -26,7 +26,8 @@ FLOORS = [
         "strict_yaml",
     ],
     ["blend", "data", "convert"],
-    ["classify", "checkpoint", "evaluate", "judge", "sample", "settings"],
+    ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
+    ["settings"],
     ["descent", "edit", "gallery"],
     ["finetune", "named"],
     ["recipe", "report"],

@@ -1,0 +1,130 @@
+"""Settings of the chains of a fine-tuning run: where they begin, and how they are remembered."""
+
+__all__ = ["ChainSettings", "StartSettings"]
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.utils.data import Dataset
+
+from .chains import ChainStore, Rates, Storage
+from .data import gather
+from .energy import ClassifierEnergy
+from .folders import mappable
+from .mixture import ClassMixture
+from .reference import Reference
+from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
+
+StartKind = Literal["gaussian", "reference", "uniform", "data"]
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """Settings of where chains begin.
+
+    Arguments:
+        kind: `gaussian` per class, `reference`, `uniform` noise, or `data`.
+        rank: Principal components of each class that the Gaussian keeps; 0 for mean and
+            standard deviation alone.
+        residual: Whether the Gaussian adds the remaining variance as pixel noise.
+        modes: Gaussians of each class, at most; see :class:`ClassMixture`.
+        per_class: At most so many images of a class are used for the fit.
+        size: Longest side, in pixels, at which data are read and the Gaussians kept; starts are
+            enlarged to the full size when drawn. Full size throughout if absent. Numbers held
+            are classes x (rank + 2) x pixels of that size, and to fit, classes x per_class x
+            pixels.
+    """
+
+    kind: StartKind = "gaussian"
+    rank: int = 32
+    residual: bool = False
+    modes: int = 1
+    per_class: int = 1000
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(StartKind):
+            raise ValueError(f"StartSettings: `kind` is {get_args(StartKind)}, got {self.kind!r}.")
+        if self.rank < 0 or self.per_class < 1 or self.modes < 1:
+            raise ValueError(
+                "StartSettings: `rank` must be 0 or more, `modes` and `per_class` 1 or more."
+            )
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"StartSettings: `size` must be 1 or more, got {self.size}.")
+
+    def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
+        """Creates the start, fitted to a data set where it needs one."""
+        if self.kind == "reference":
+            return ReferenceStart(energy.reference)
+        if self.kind == "uniform":
+            return UniformStart(energy.reference.shape)
+        _, height, width = energy.reference.shape
+        size, longest = (height, width), max(height, width)
+        shrink = min(1.0, (self.size or longest) / longest)
+        low = (max(round(height * shrink), 1), max(round(width * shrink), 1))
+        x, y = gather(dataset, self.per_class, low)
+        if self.kind == "data":
+            return DataStart(x, y, n_classes, size=size)
+        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
+        options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual, "size": size}
+        if self.modes > 1:
+            return ClassMixture.fit(x, y, n_classes, modes=self.modes, **options)
+        return ClassGaussian.fit(x, y, n_classes, **options)
+
+
+@dataclass(frozen=True)
+class ChainSettings:
+    """Settings of the persistent chains.
+
+    With a `restart_rate` of 1 no chain goes on, and each makes `burn_in` and then the sampler's
+    `n_steps` steps from its start: short-run learning (Nijkamp et al., 2019,
+    https://arxiv.org/abs/1904.09770). If it also starts at `data` and `burn_in` is 0, that is
+    contrastive divergence with k = `n_steps` (Hinton, 2002), from other images of the class than
+    those observed in the update.
+
+    Arguments:
+        per_class: Number of chains of a class.
+        restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
+            and the last slot of a class.
+        burn_in: Langevin steps that a new chain makes before it counts.
+        storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
+        mapped: Whether chains lie in a file of the run's folder instead of in memory, for many
+            classes of large images. A run that goes back or is resumed begins those chains anew
+            that were written since.
+    """
+
+    per_class: int = 100
+    restart_rate: Rates = 0.05
+    burn_in: int = 10
+    storage: Storage = "float32"
+    mapped: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(
+                f"ChainSettings: `per_class` must be 1 or more, got {self.per_class}."
+            )
+
+    def build(
+        self, reference: Reference, start: Start, n_classes: int, file: Path | None
+    ) -> ChainStore:
+        """Creates the store of a run, in memory or in a file.
+
+        Arguments:
+            reference: The reference whose whitened coordinates the chains live in.
+            start: Where a chain begins.
+            n_classes: The number of classes.
+            file: Where mapped chains lie; `None` for a nameless temporary file.
+
+        Raises:
+            UsageError: If mapped chains do not fit the disk.
+        """
+        options: dict[str, Any] = asdict(self)
+        if not options.pop("mapped"):
+            return ChainStore(reference, start, n_classes, **options)
+        value = getattr(torch, self.storage).itemsize
+        n_bytes = n_classes * self.per_class * (8 + reference.shape.numel() * value)
+        with mappable(file, n_bytes) as place:
+            return ChainStore(reference, start, n_classes, **options, file=place)
