@@ -26,12 +26,12 @@ from ebm_from_clf import (
 )
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
-from ebm_from_clf.contrastive import likelihood
 from ebm_from_clf.data import gather, load_data
 from ebm_from_clf.denoise import WarmStart, check_twice, denoising, weight_of
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.marginal import Marginal
+from ebm_from_clf.objective import likelihood
 from ebm_from_clf.recipe import find_recipe
 from ebm_from_clf.report import write_report
 
