@@ -490,7 +490,7 @@ def test_a_stage_that_goes_wrong_is_rolled_back(digits):
 
     tuner.step = faulty
     tuner.run()
-    (fault,) = tuner.guard.faults
+    (fault,) = tuner.guard.actions
     assert "gradient is not finite" in fault["fault"]
     assert (fault["update"], fault["back_to"]) == (6, 0)
     assert tuner.update == 12
@@ -505,7 +505,7 @@ def test_the_stage_lowers_the_denoising_loss(digits):
     losses = [line["denoising"] for line in tuner.journal.lines if "denoising" in line]
     assert 0.4 < losses[0] < 0.6  # B is about 0 at first
     assert losses[-1] < 0.8 * losses[0]
-    assert tuner.guard.faults == []
+    assert tuner.guard.actions == []
 
 
 def test_a_run_without_the_stage_asks_nothing_of_the_classifier(digits, monkeypatch):
