@@ -4,7 +4,7 @@ A data set yields pairs (x, y): pixels in [0, 1] as a float tensor of shape (C, 
 index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`Images`.
 """
 
-__all__ = ["Augment", "Batches", "Images", "gather", "load_data", "loader"]
+__all__ = ["Augment", "Batches", "Images", "gather", "load_data", "loader", "pairs"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +100,25 @@ class Batches:
             first = position % per_epoch * self.batch_size
             yield order[first : first + self.batch_size].tolist()
             position += 1
+
+
+def pairs(
+    dataset: Dataset, sizes: Sequence[int], *, seed: int, position: int
+) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yields a batch (x, y) of each size at once, without end, in orders of their own.
+
+    Arguments:
+        dataset: The data set.
+        sizes: The batch sizes.
+        seed: The seed of the orders.
+        position: How many were already taken.
+    """
+    n = len(dataset)  # type: ignore[arg-type]
+    orders = [
+        Batches(n, size, seed=seed + 31 * part, position=position)
+        for part, size in enumerate(sizes)
+    ]
+    yield from zip(*(loader(dataset, order) for order in orders), strict=True)
 
 
 @dataclass(frozen=True)

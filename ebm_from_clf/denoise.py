@@ -23,7 +23,7 @@ steep would forget its classes. The gradient of L differentiates the network twi
 operations cannot do.
 """
 
-__all__ = ["WarmStart", "check_twice", "denoising", "weight_of"]
+__all__ = ["WarmStart", "check_twice", "denoising", "warm_loss", "weight_of"]
 
 import math
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .langevin import Energy, Langevin
+from .marginal import Marginal
 from .noise import Randomness, normal
 from .reference import WhiteNoise
 from .space import PixelSpace
@@ -123,6 +124,39 @@ def weight_of(sampler: Langevin, dim: int, gain: float) -> float:
         gain: The gain on the logits, which scores are divided by.
     """
     return sampler.n_steps * sampler.step_size**2 / 2 * dim / gain
+
+
+def warm_loss(
+    energy: ClassifierEnergy,
+    x: Tensor,
+    y: Tensor,
+    settings: WarmStart,
+    sampler: Langevin,
+    *,
+    joint: bool,
+    generator: Randomness,
+) -> tuple[Tensor, float]:
+    """Returns the denoising loss of an update of the warm start, and its weight.
+
+    Arguments:
+        energy: The energy.
+        x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
+        y: Their class indices, with shape (B).
+        settings: The settings.
+        sampler: The sampler of the updates that follow.
+        joint: Whether the scores are those of all classes together.
+        generator: The generator of the noise.
+    """
+    u = energy.reference.encode(x)
+    loss = denoising(
+        Marginal(energy) if joint else energy,
+        u,
+        y,
+        noise=settings.noise_at(sampler.temperature),
+        temperature=sampler.temperature,
+        generator=generator,
+    )
+    return loss, weight_of(sampler, u[0].numel(), energy.gain)
 
 
 def _confined(energy: Energy, away: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .contrastive import Contrastive
-from .data import Batches, loader
-from .denoise import check_twice, denoising, weight_of
+from .data import pairs
+from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
@@ -33,7 +33,6 @@ from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
-from .marginal import Marginal
 from .pictures import grid
 from .settings import Settings
 from .space import check_pixels
@@ -136,18 +135,14 @@ class Finetuner:
         self.chains.load_state_dict(state["chains"])
         self.energy.gain = state["gain"]
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def batches(self) -> Iterator[list[Tensor]]:
         """Yields observed images and labels, then clean ones, from where the run stands."""
-        seed = self.settings.seed
         sizes = (self.settings.batch_size, max(self.settings.clean_batch_size, 1))
-        n = len(self.dataset)  # type: ignore[arg-type]
-        loaders = [
-            loader(self.dataset, Batches(n, size, seed=seed + 31 * part, position=self.update))
-            for part, size in enumerate(sizes)
-        ]
-        for (x, y), (clean, labels) in zip(*loaders, strict=True):
+        for (x, y), (clean, labels) in pairs(
+            self.dataset, sizes, seed=self.settings.seed, position=self.update
+        ):
             clean = self.settings.augment(clean, self.generator)
-            yield tuple(t.to(self.device) for t in (x, y, clean, labels))  # type: ignore[misc]
+            yield [t.to(self.device) for t in (x, y, clean, labels)]
 
     def step(self, x: Tensor, y: Tensor, clean: Tensor, labels: Tensor) -> None:
         """Makes one update and notes it in the journal.
@@ -169,22 +164,20 @@ class Finetuner:
     def _denoise(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
         """Makes one update of the warm start, which leaves the chains where they are."""
         settings, objective = self.settings, self.settings.objective
-        temperature = settings.sampler.temperature
-        u = self.energy.reference.encode(x)
         with self.descent.held():
-            loss = denoising(
-                Marginal(self.energy) if objective.scores == "joint" else self.energy,
-                u,
+            loss, weight = warm_loss(
+                self.energy,
+                x,
                 y,
-                noise=settings.warm_start.noise_at(temperature),
-                temperature=temperature,
+                settings.warm_start,
+                settings.sampler,
+                joint=objective.scores == "joint",
                 generator=self.generator,
             )
             cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
             if clean is not None:
                 logits = self.energy.classify(clean[0], self.descent.wrapped)
                 cross_entropy, hits = objective.classification(logits, clean[1])
-            weight = weight_of(settings.sampler, u[0].numel(), self.energy.gain)
             total = weight * loss + objective.cross_entropy * cross_entropy
             gradient = self.descent.step(total, self.update, self.guard.rate)
         self.journal.add_denoised(loss, total, cross_entropy, hits, gradient)
