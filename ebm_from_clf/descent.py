@@ -4,7 +4,11 @@ r"""Descent of a loss in the weights of a classifier, and the average of the wei
     \bar\theta' = d_t \bar\theta + (1 - d_t) \theta'
 
 with the optimiser, the schedule :math:`\eta_t` and the moving average of timm, on the device that
-Accelerate chooses. Weights that move never settle; their average is what is kept.
+Accelerate chooses. Weights that move never settle; their average is what is kept. Up to a largest
+decay :math:`d_t = t / (3 + t)`, so that after T steps those of step t weigh about
+:math:`3 t^2 / T^3` (Shamir and Zhang, 2013, https://arxiv.org/abs/1212.1824). Weights repel the
+chains that are there when they are learned; averaged over a large part of a run they repel what
+any chain would run into, so that long chains stay good.
 """
 
 __all__ = ["Descent"]
@@ -67,9 +71,9 @@ class Descent:
         )
         # Chains run through the classifier itself, the loss through what Accelerate made of it.
         self.wrapped, self.optimizer = self.accelerator.prepare(classifier, optimizer)
-        # With these numbers the average's decay begins near 0 and rises as n / (10 + n).
+        # With these numbers the decay is that of the docstring.
         self.average = ModelEmaV3(
-            classifier, decay=settings.ema, use_warmup=True, warmup_gamma=10.0, warmup_power=1.0
+            classifier, decay=settings.ema, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0
         )
 
     def held(self) -> AbstractContextManager[None]:

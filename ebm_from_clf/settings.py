@@ -36,7 +36,8 @@ class Settings:
         schedule: What the learning rate does after the warm-up, by timm.
         warmup: Updates over which the learning rate rises.
         clip_grad: Largest norm of the gradient, none if absent.
-        ema: Decay of the moving average of the weights that are kept.
+        ema: Largest decay of the moving average of the weights that are kept; it rises as t /
+            (3 + t) at update t, so that below it about a third of the run is averaged.
         learn_gain: How fast the gain is learned: the change of its logarithm for a gap of one
             logit, at each line of the log; 0 for a gain that stays.
         freeze: Parts of the classifier whose weights do not learn, by names or patterns such as
@@ -67,7 +68,7 @@ class Settings:
     schedule: Schedule = "cosine"
     warmup: int = 20
     clip_grad: float | None = None
-    ema: float = 0.995
+    ema: float = 0.999
     learn_gain: float = 0.0
     freeze: tuple[str, ...] | str = ()
     sampler: Langevin = field(default_factory=lambda: Langevin(n_steps=5, step_size=0.1))

@@ -476,6 +476,28 @@ def test_images_must_fit_the_classifier(digits):
         Finetuner(energy(digits), small)
 
 
+@pytest.mark.parametrize("ema", [0.999, 0.5, 0.0])
+def test_the_average_weighs_late_weights_more(ema):
+    """Weights of step t weigh (t + 1) (t + 2), up to the largest decay; then the decay is that."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    settings = Settings(
+        updates=40, optimizer="sgd", schedule="constant", warmup=0, learning_rate=0.1, ema=ema
+    )
+    descent, seen = Descent(network, settings), []
+    for update in range(20):
+        descent.step((network.weight - math.sin(update)).square().sum(), update)
+        seen.append(network.weight.item())
+    if ema == 0.999:
+        weights = [(t + 1) * (t + 2) for t in range(20)]
+        expected = sum(w * v for w, v in zip(weights, seen, strict=True)) / sum(weights)
+    else:
+        expected = seen[0]
+        for t, value in enumerate(seen[1:], 1):
+            decay = min(ema, t / (3 + t))
+            expected = decay * expected + (1 - decay) * value
+    assert descent.average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("name, last", [("cosine", 1 / 50), ("tanh", 1 / 50), ("constant", 1)])
 def test_rate_rises_over_the_warmup_and_falls_by_the_schedule(name, last):
     """From 1/100 at first, linearly to the whole rate, and by the schedule to about 1/50."""
