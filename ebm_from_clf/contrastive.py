@@ -163,11 +163,15 @@ class Contrastive(nn.Module):
             self._swift = Swift(self.energy)
         return self._swift.energy()
 
-    def _worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves clean images to where their cross-entropy is largest, and keeps their labels.
+    def worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves clean images to where their cross-entropy is largest, if the objective says so.
 
         Not in the forwards of the chains, which have other steps, and where the scores are joint
         another loss; but through the same network.
+
+        Arguments:
+            x: Clean images, pixels in [0, 1], with shape (M, C, H, W).
+            y: Their class indices, with shape (M), which are returned as they are.
         """
         if self.objective.adversarial.radius:
             x = self.objective.adversarial(self._swift_energy(), x, y)
@@ -199,7 +203,7 @@ class Contrastive(nn.Module):
         if self.energy.smoothing is not None:
             whole = replace(self.energy.smoothing, size=1.0)
             pair = whole.view(pair, self.generator)(pair)
-        clean = None if clean is None else self._worst(*clean)
+        clean = None if clean is None else self.worst(*clean)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
         observed, synthetic = self._scores(logits[: 2 * n], y.repeat(2)).split(n)

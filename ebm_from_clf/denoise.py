@@ -167,6 +167,7 @@ def _confined(energy: Energy, away: Tensor) -> tuple[Tensor, Tensor]:
     away = away.requires_grad_()
     v = confine(away)
     (side,) = torch.autograd.grad(v.sum(), away)
+    away.requires_grad_(False)
     return v.detach(), side
 
 

@@ -15,6 +15,7 @@ __all__ = ["CHAINS", "STATE", "Finetuner", "finetune"]
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,19 @@ class Finetuner:
         self.energy = energy.to(self.device)
         if settings.warm_start.updates:
             check_twice(energy.classifier, energy.space)
+        if settings.learn_gain and energy.gauge == "log_softmax":
+            raise UsageError(
+                "learn_gain: in the gauge log_softmax the gap is not the slope of the likelihood "
+                "in the gain. Use gauge='raw' or 'centered'."
+            )
         file = None if folder is None else folder / CHAINS
         self.chains = settings.chains.build(energy.reference, start, n_classes, file)
         self.gen = Contrastive(
             energy, settings.sampler, self.chains, settings.objective, generator=self.generator
         )
-        self.guard = Guard(settings.guard)
+        # Without a box there is no border to stick to.
+        free = replace(settings.guard, max_saturated=1.0)
+        self.guard = Guard(free if energy.support == "unbounded" else settings.guard)
         self.notes: dict[str, Any] = {}
         self.update = 0
         self.seconds = 0.0
@@ -176,11 +184,12 @@ class Finetuner:
             )
             cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
             if clean is not None:
-                logits = self.energy.classify(clean[0], self.descent.wrapped)
-                cross_entropy, hits = objective.classification(logits, clean[1])
+                images, labels = self.gen.worst(*clean)
+                logits = self.energy.classify(images, self.descent.wrapped)
+                cross_entropy, hits = objective.classification(logits, labels)
             total = weight * loss + objective.cross_entropy * cross_entropy
             gradient = self.descent.step(total, self.update, self.guard.rate)
-        self.journal.add_denoised(loss, total, cross_entropy, hits, gradient)
+        self.journal.add_denoised(loss, cross_entropy, hits, gradient)
 
     def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
         """Makes one update with chains: observed images against synthesized ones."""
@@ -287,10 +296,13 @@ class Finetuner:
         if fault is None:
             if "auc" in line:  # a warm start has no chains
                 # Observed minus synthesized scores: the gradient of the likelihood in the gain.
-                self.energy.gain *= math.exp(self.settings.learn_gain * line["mean_gap"])
+                change = self.settings.learn_gain * line["mean_gap"]
+                self.energy.gain *= math.exp(min(max(change, -0.1), 0.1))
                 self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
-            if self.guard.wants(self.update):
-                self.guard.keep(self.update, self._parts())
+            warm = self.update == self.settings.warm_start.updates
+            if warm or self.guard.wants(self.update):
+                # What the warm start has learned it does not learn again.
+                self.guard.keep(self.update, self._parts(), alone=warm)
         else:
             state = self.guard.act(fault, line)
             if state is None:
@@ -330,5 +342,9 @@ def finetune(
         Diverged: If the run diverged.
     """
     folder = None if output is None else new_folder(output)
-    Finetuner(energy, dataset, settings, folder).run(folder)
+    try:
+        Finetuner(energy, dataset, settings, folder).run(folder)
+    finally:
+        if folder is not None:
+            (folder / CHAINS).unlink(missing_ok=True)
     return energy

@@ -19,7 +19,7 @@ import copy
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -33,19 +33,22 @@ class GuardSettings:
     Arguments:
         max_gap: Largest mean gap between observed and synthesized scores, in logits.
         max_class_gap: Largest gap of a single class, over its last thirty images or so.
-        max_auc: Largest probability that an observed image scores higher than a synthesized one.
+        max_auc: Largest probability that an observed image scores higher than a synthesized one,
+            if the gap is not below a quarter of the largest.
         max_score: Largest mean score or loss, of either sign.
         max_gradient: Largest norm of the gradient.
         max_saturated: Largest fraction of pixels of chains at black or white, beyond that of the
-            observed images.
+            observed images, if the support is a box.
         max_lag: Largest lag of a single chain's score behind the lowest of the observed ones, in
             logits; beyond it the chain is lost, and begun anew.
         max_lost: Largest mean fraction of chains that are lost.
         min_move: Least mean distance of the steps of an update, in standard deviations of the
             reference; below it chains are frozen.
-        keep_every: Updates between two copies of the state; one of the last two is returned to.
+        keep_every: Updates between two copies of the state; the older of the last two is returned
+            to.
         slow_down: Factor on the learning rate at each return.
-        more_steps: Factor on the Langevin steps at each return because chains fell behind.
+        more_steps: Factor on the Langevin steps at each return because chains fell behind, beyond
+            what a curriculum allows.
         rollbacks: Returns before the run is stopped as diverged.
     """
 
@@ -87,12 +90,12 @@ class Fault(NamedTuple):
 
     Arguments:
         text: What it is, and what to do about it.
-        of: What has it: the `weights`, `chains` that fell behind, or chains that are `stuck`.
+        of: What has it: the weights, chains that fell behind, or chains that are stuck.
         classes: The classes whose chains have it; `None` for all.
     """
 
     text: str
-    of: str = "weights"
+    of: Literal["weights", "chains", "stuck"] = "weights"
     classes: list[int] | None = None
 
 
@@ -111,7 +114,8 @@ class Guard:
         self.settings = settings
         self.actions: list[dict[str, Any]] = []
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=2)
-        self._calm = 0
+        # When chains may be begun anew again, by the classes whose chains they are.
+        self._calm: dict[str, int] = {}
 
     @property
     def rollbacks(self) -> int:
@@ -175,7 +179,9 @@ class Guard:
                 "nearer to it, or take a smaller Langevin step",
                 "chains",
             )
-        if line["mean_gap"] > limits.max_gap or line["auc"] > limits.max_auc:
+        # Few pairs, or scores that hardly differ, are told apart by chance.
+        apart = line["auc"] > limits.max_auc and line["mean_gap"] > limits.max_gap / 4
+        if line["mean_gap"] > limits.max_gap or apart:
             return Fault(
                 f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
                 f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
@@ -213,13 +219,16 @@ class Guard:
         """Tells whether it is time for a copy of a healthy state."""
         return not self._kept or update - self._kept[-1][0] >= self.settings.keep_every
 
-    def keep(self, update: int, state: dict[str, Any]) -> None:
+    def keep(self, update: int, state: dict[str, Any], *, alone: bool = False) -> None:
         """Keeps a copy of a healthy state.
 
         Arguments:
             update: The update it was taken at.
             state: The state.
+            alone: Whether there is no way back beyond it.
         """
+        if alone:
+            self._kept.clear()
         self._kept.append((update, copy.deepcopy(state)))
 
     def act(self, fault: Fault, line: dict[str, float]) -> dict[str, Any] | None:
@@ -231,16 +240,16 @@ class Guard:
 
         Returns:
             The state to go back to; what came after it is forgotten. `None` if the chains of the
-            fault are to be begun anew, which was not tried since the last return or for as long
-            as two copies are apart.
+            fault are to be begun anew; with the same chains that was not done since the last
+            return, nor for as long as two copies are apart.
 
         Raises:
             Diverged: If the run went back often enough already.
         """
         update = int(line["update"])
         note = {"update": update, "fault": fault.text, "of": fault.of}
-        if fault.of != "weights" and update >= self._calm:
-            self._calm = update + self.settings.keep_every
+        if fault.of != "weights" and update >= self._calm.get(str(fault.classes), 0):
+            self._calm[str(fault.classes)] = update + self.settings.keep_every
             self.actions.append(note | {"action": "chains begun anew"})
             return None
         if self.rollbacks >= self.settings.rollbacks or not self._kept:
@@ -251,7 +260,7 @@ class Guard:
         while len(self._kept) > 1:
             self._kept.pop()
         back, state = self._kept[0]
-        self._calm = update
+        self._calm = {}
         self.actions.append(note | {"action": "went back", "back_to": back})
         return copy.deepcopy(state)
 
@@ -265,7 +274,7 @@ class Guard:
         Arguments:
             state: The state.
         """
-        self.actions, self._calm = list(state["actions"]), state["calm"]
+        self.actions, self._calm = list(state["actions"]), dict(state["calm"])
         self._kept = deque((tuple(pair) for pair in state["kept"]), maxlen=2)
 
     def _returns(self) -> list[dict[str, Any]]:

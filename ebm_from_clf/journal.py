@@ -100,7 +100,6 @@ class Journal:
     def add_denoised(
         self,
         loss: torch.Tensor,
-        total: torch.Tensor,
         cross_entropy: torch.Tensor,
         hits: torch.Tensor,
         gradient: torch.Tensor,
@@ -109,12 +108,11 @@ class Journal:
 
         Arguments:
             loss: The denoising loss.
-            total: What is descended, cross-entropy and all.
             cross_entropy: The cross-entropy on the clean images.
             hits: The fraction of clean images classified right.
             gradient: The norm of the gradient.
         """
-        self._denoised.append(torch.stack([loss, total, cross_entropy, hits, gradient]).detach())
+        self._denoised.append(torch.stack([loss, cross_entropy, hits, gradient]).detach())
 
     def denoised_line(self, **numbers: float) -> Line:
         """Makes the updates of the warm start noted since the last line into one.
@@ -127,10 +125,11 @@ class Journal:
         line: Line = {"stage": "warm_start"} | numbers
         line |= {
             "denoising": mean[0],
-            "cross_entropy": float(table[-1, 2]),
-            "worst": float(table[:, 1].abs().max()),
-            "gradient": float(table[:, 4].max()),
-            "accuracy": mean[3],
+            "cross_entropy": float(table[-1, 1]),
+            # Not the weighted sum of them, which depends on the size of images.
+            "worst": float(table[:, :2].abs().max()),
+            "gradient": float(table[:, 3].max()),
+            "accuracy": mean[2],
         }
         self.lines.append(line)
         return line

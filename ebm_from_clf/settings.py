@@ -126,6 +126,17 @@ class Settings:
             )
         if self.sampler.n_steps < 1:
             raise ValueError("Settings: `sampler` must make 1 step or more in an update.")
+        if self.learn_gain and self.sampler.tilt_norm is not None:
+            raise ValueError(
+                "Settings: with a `tilt_norm` chains do not feel the gain, so there is none to "
+                "learn. Set `learn_gain` to 0."
+            )
+        curriculum = self.curriculum
+        if curriculum.auc < 1 and not curriculum.fewest <= self.sampler.n_steps <= curriculum.most:
+            raise ValueError(
+                f"Settings: `sampler` begins with {self.sampler.n_steps} steps, the `curriculum` "
+                f"goes from {curriculum.fewest} to {curriculum.most}."
+            )
         self._check_warm_start()
 
     def _check_warm_start(self) -> None:

@@ -4,4 +4,6 @@ from pathlib import Path
 
 # Two busy processes make OpenMP spin; so their number is fixed.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests make tensors on the CPU; with CUDA_VISIBLE_DEVICES=0 the package would take the GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 sys.path.insert(0, str(Path(__file__).parent))

@@ -11,7 +11,15 @@ import pytest
 import timm
 import torch
 
-from ebm_from_clf import Diverged, FittedGaussian, Settings, UsageError, convert, finetune
+from ebm_from_clf import (
+    Diverged,
+    FittedGaussian,
+    Settings,
+    UsageError,
+    WhiteNoise,
+    convert,
+    finetune,
+)
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.curriculum import Curriculum
@@ -348,6 +356,14 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
     assert [a["action"] for a in guard.actions] == ["chains begun anew", "went back"] * 2 + [
         "chains begun anew"
     ]
+    # Classes are begun anew one by one; only the same one again is a reason to go back.
+    guard = Guard(GuardSettings(keep_every=10))
+    guard.keep(0, {"state": 1})
+    done = []
+    for update, worst in ((20, 3), (22, 5), (24, 3)):
+        line = HEALTHY | {"class_gap": 9.0, "worst_class": worst, "update": update}
+        done.append(guard.act(guard.fault(line), line))
+    assert done == [None, None, {"state": 1}]
     # A fault of the weights is none of the chains: no more steps.
     guard = Guard(GuardSettings())
     guard.keep(0, {})
@@ -392,6 +408,21 @@ def test_a_healthy_run_is_left_alone(digits):
     assert all(line["lost"] == 0 and 0 < line["auc"] < 1 for line in tuner.journal.lines)
 
 
+@pytest.mark.parametrize("kind", ["few pairs", "wide reference"])
+def test_what_only_looks_like_a_fault_is_left_alone(digits, kind):
+    """Pairs that are told apart by chance; pixels beyond black and white where there is no box."""
+    few = {"batch_size": 2, "log_every": 1}
+    reference = FittedGaussian.fit(gather(digits)[0], floor=0.05)
+    e = convert(network(), reference=reference, gain=1.0, support="clamp")
+    if kind == "wide reference":
+        few = {"start": StartSettings(kind="reference"), "log_every": 2}
+        e = convert(network(), reference=WhiteNoise(reference.mean, 1.0))
+    tuner = Finetuner(e, digits, Settings(updates=40, **(QUICK | few)))
+    tuner.run()
+    seen = [max(line["auc"], line["saturated"]) for line in tuner.journal.lines]
+    assert max(seen) > 0.5 and tuner.guard.actions == []
+
+
 def test_lost_chains_are_begun_anew(digits):
     tuner = Finetuner(energy(digits), digits, Settings(updates=8, log_every=4, **QUICK))
     tuner.guard.lost = lambda observed, synthesized: synthesized < synthesized.median()
@@ -427,7 +458,7 @@ def test_a_chain_is_lost_behind_all_data_only():
         ({"worst": 2e3}, "ran away"),
         ({"lost": 0.4}, "40% of the chains are lost"),
         ({"mean_gap": 2.5}, "fell behind the data, the gap is 2.5"),
-        ({"auc": 1.0}, "100.0% of the pairs are told apart"),
+        ({"auc": 1.0, "mean_gap": 1.0}, "100.0% of the pairs are told apart"),
         ({"class_gap": 6.0}, "chains of class 7 fell behind"),
         ({"gradient": 1e5}, "gradient ran away"),
         ({"saturated": 0.9}, "60% more of the pixels than the data"),

@@ -60,7 +60,7 @@ CHANGES = {
     "short runs": {"chains.restart_rate": 1.0, "chains.burn_in": 25},
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
-    "warm start": {"warm_start.updates": 100},
+    "warm start": {"warm_start.updates": 60},
     "curriculum": {"curriculum.auc": 0.5, "curriculum.fewest": 2},
     "learned gain": {"learn_gain": 0.02},
     "last layer": {"freeze": "body"},
