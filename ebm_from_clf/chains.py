@@ -10,7 +10,7 @@ make chains :math:`b + K / r` steps long on average.
 
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
 two rates, slot s of n has its own, :math:`r_s = r_0 (r_1 / r_0)^{s / (n - 1)}`: most chains are
-short, some are as long as the run.
+short, some are as long as the run, and r above is the mean of all.
 
 A batch may hold more images of a class than there are chains of it: the surplus begin at the
 start and are forgotten.
@@ -145,8 +145,8 @@ class ChainStore(nn.Module):
 
     @property
     def lifetime(self) -> float:
-        """The draws that a chain lives, at most 100: one over the geometric mean of the rates."""
-        return 1 / max(float(self.rate.log().mean().exp()), 0.01)
+        """The draws that a chain lives on average, at most 100: one over the mean rate."""
+        return 1 / max(float(self.rate.mean()), 0.01)
 
     def draw(self, y: Tensor, *, generator: torch.Generator) -> Draw:
         """Takes one chain of each class index in y, no chain twice; new ones for a surplus.

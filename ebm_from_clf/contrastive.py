@@ -114,7 +114,7 @@ class Contrastive(nn.Module):
             n_steps: The number of steps.
         """
         self.sampler = replace(self.sampler, n_steps=n_steps)
-        # A fresh chain is as long as those in the middle of the store.
+        # A fresh chain is as long as those of the store are in the end, on average.
         length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
         self.energy.sampler = replace(self.sampler, n_steps=length)
 

@@ -1,7 +1,7 @@
 """One recipe with one thing changed a row: objectives, chains, schedules, kinds of classifier.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_variants.py --rows recipe logistic
-    OMP_NUM_THREADS=2 python tests/benchmarks/bench_variants.py --seeds 5 --updates 600 \\
+    OMP_NUM_THREADS=2 python tests/benchmarks/bench_variants.py --seeds 0 1 2 3 4 --updates 500 \\
         --rows resnet convnext efficientnet vit
 
 Every row of a seed makes the same number of updates from the same classifier, but for the kinds of
@@ -107,21 +107,26 @@ def row(name, seed, a, judge):
     numbers |= {"seconds": round(tuner.seconds), "actions": tuner.guard.actions}
     numbers |= {"accuracy_after": accuracy(energy, test), "n_steps": tuner.gen.sampler.n_steps}
     energy.start = start
-    sampler = replace(recipe.finetune.sampler, n_steps=a.steps)
-    try:
-        found = draw(energy, list(range(energy.n_classes)), a.n, sampler=sampler)
-    except Diverged as error:
-        return numbers | {"diverged": str(error)}, None
-    return numbers | judge.score(found.images, found.classes), found.images
+    images = None
+    for steps in (*a.longer, a.steps):
+        sampler = replace(recipe.finetune.sampler, n_steps=steps)
+        try:
+            found = draw(energy, list(range(energy.n_classes)), a.n, sampler=sampler)
+        except Diverged as error:
+            return numbers | {"diverged": str(error)}, None
+        scores, images = judge.score(found.images, found.classes), found.images
+        numbers[f"frechet_ratio_after_{steps}"] = scores["frechet_ratio"]
+    return numbers | scores, images
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="mnist5k")
     parser.add_argument("--rows", nargs="+", default=list(CHANGES))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--updates", type=int, help="those of the recipe by default")
-    parser.add_argument("--steps", type=int, default=60, help="of the chains that are judged")
+    parser.add_argument("--steps", type=int, default=94, help="of the chains that are judged")
+    parser.add_argument("--longer", nargs="*", type=int, default=[], help="other numbers of steps")
     parser.add_argument("--n", type=int, default=100, help="images of a class")
     parser.add_argument("--judge-epochs", type=int, default=40)
     parser.add_argument("--grid", type=Path, help="folder for a picture of each row")
@@ -131,7 +136,7 @@ def main():
     train, test = recipe.load("train", space), recipe.load("test", space)
     n_classes = recipe.classifier.kwargs["num_classes"]
     judge = Judge(train_judge(space, train, n_classes, a.judge_epochs), space, train, test)
-    for seed in range(a.seeds):
+    for seed in a.seeds:
         for name in a.rows:
             numbers, images = row(name, seed, a, judge)
             print(json.dumps(numbers), flush=True)
