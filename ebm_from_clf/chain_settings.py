@@ -2,6 +2,7 @@
 
 __all__ = ["ChainSettings", "StartSettings"]
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -124,7 +125,21 @@ class ChainSettings:
         options: dict[str, Any] = asdict(self)
         if not options.pop("mapped"):
             return ChainStore(reference, start, n_classes, **options)
-        value = getattr(torch, self.storage).itemsize
-        n_bytes = n_classes * self.per_class * (8 + reference.shape.numel() * value)
-        with mappable(file, n_bytes) as place:
+        with self.room(n_classes, reference.shape, file) as place:
             return ChainStore(reference, start, n_classes, **options, file=place)
+
+    def room(
+        self, n_classes: int, shape: torch.Size, file: Path | None
+    ) -> AbstractContextManager[str]:
+        """Gives the file of mapped chains, if the disk has room for it.
+
+        Arguments:
+            n_classes: The number of classes.
+            shape: The shape (C, H, W) of an image.
+            file: The file; `None` for a nameless temporary one.
+
+        Raises:
+            UsageError: If it has not.
+        """
+        value = getattr(torch, self.storage).itemsize
+        return mappable(file, n_classes * self.per_class * (8 + shape.numel() * value))

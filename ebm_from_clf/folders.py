@@ -121,7 +121,7 @@ def mappable(path: str | Path | None, n_bytes: int) -> Iterator[str]:
 
     Arguments:
         path: The file, made if there is none. `None` for one in the folder of temporary files
-            that has no name afterwards and goes with the process.
+            (on some systems memory) that has no name afterwards and goes with the process.
         n_bytes: What it may grow to.
 
     Raises:

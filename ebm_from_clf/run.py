@@ -159,9 +159,13 @@ def _begin(
             "choose another --output."
         )
     if state is None:
+        # Asked again in fine-tuning, but nobody should wait for a training in vain.
         if recipe.finetune.warm_start.updates:
-            # Asked again in fine-tuning, but nobody should wait for a training in vain.
             check_twice(classifier, space)
+        if recipe.finetune.chains.mapped:
+            n_classes = check_labels(train, getattr(classifier, "num_classes", None))
+            with recipe.finetune.chains.room(n_classes, space.shape, folder / CHAINS):
+                pass
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)

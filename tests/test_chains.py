@@ -143,7 +143,6 @@ def test_each_slot_is_begun_anew_at_its_own_rate():
 
     assert worst(rate) < 5
     assert worst(rate.mean()) > 5, "one rate for all is another law"
-    # The middle of the store: one over the root of the product of the two.
     # As many chains begin as rates say; so the mean life of one is the inverse of the mean rate.
     assert chains.lifetime == pytest.approx(1 / float(chains.rate.mean()))
 

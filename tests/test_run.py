@@ -1,6 +1,7 @@
 """A run interrupted and resumed is the run never interrupted."""
 
 import json
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,21 @@ def test_mapped_chains_are_gone_when_the_run_is_finished(recipe, tmp_path):
         finetune_recipe(mapped, tmp_path / "run", interrupted_at(3))
     assert (tmp_path / "run" / "chains.bin").exists()
     assert finetune_recipe(mapped, tmp_path / "run", resume=True).metrics["updates"] == 4
+    assert not (tmp_path / "run" / "chains.bin").exists()
+
+
+def test_a_disk_too_small_for_chains_is_found_before_the_classifier_is_trained(
+    recipe, tmp_path, monkeypatch
+):
+    chains = replace(recipe.finetune.chains, mapped=True)
+    mapped = replace(recipe, finetune=replace(recipe.finetune, chains=chains))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: namedtuple("Usage", "free")(0))
+
+    def progress(title, total):
+        raise AssertionError(f"{title} was begun")
+
+    with pytest.raises(UsageError, match="there is room for 0.0"):
+        finetune_recipe(mapped, tmp_path / "run", progress)
     assert not (tmp_path / "run" / "chains.bin").exists()
 
 
