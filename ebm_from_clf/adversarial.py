@@ -32,6 +32,8 @@ from torch import Tensor
 from .energy import ClassifierEnergy
 from .modes import frozen
 
+LARGEST = 1e6
+
 
 @dataclass(frozen=True)
 class Adversarial:
@@ -53,12 +55,14 @@ class Adversarial:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.radius >= 0 and math.isfinite(self.radius)):
-            raise ValueError(f"Adversarial: `radius` must be 0 or more, got {self.radius}.")
+        if not 0 <= self.radius <= LARGEST:
+            raise ValueError(f"Adversarial: `radius` is 0 to {LARGEST:.0e}, got {self.radius}.")
+        if self.step is not None and not self.radius:
+            raise ValueError("Adversarial: a `step` needs a `radius`, the size of the ball.")
         if self.n_steps < 1:
             raise ValueError(f"Adversarial: `n_steps` must be 1 or more, got {self.n_steps}.")
-        if self.step is not None and not 0 < self.step < math.inf:
-            raise ValueError(f"Adversarial: `step` must be positive, got {self.step}.")
+        if self.step is not None and not 0 < self.step <= LARGEST:
+            raise ValueError(f"Adversarial: `step` is above 0, to {LARGEST:.0e}, got {self.step}.")
 
     @property
     def length(self) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.utils.data import Dataset
 
-from .chains import ChainStore, Rates, Storage
+from .chains import ChainStore, Rates, Storage, rates
 from .data import gather
 from .energy import ClassifierEnergy
 from .folders import mappable
@@ -103,10 +103,12 @@ class ChainSettings:
     mapped: bool = False
 
     def __post_init__(self) -> None:
-        if self.per_class < 1:
+        if self.per_class < 1 or self.burn_in < 0:
             raise ValueError(
-                f"ChainSettings: `per_class` must be 1 or more, got {self.per_class}."
+                "ChainSettings: `per_class` must be 1 or more, `burn_in` 0 or more, got "
+                f"{self.per_class} and {self.burn_in}."
             )
+        rates(self.restart_rate, self.per_class)
 
     def build(
         self, reference: Reference, start: Start, n_classes: int, file: Path | None

@@ -16,9 +16,10 @@ A batch may hold more images of a class than there are chains of it: the surplus
 start and are forgotten.
 """
 
-__all__ = ["ChainStore", "Draw"]
+__all__ = ["ChainStore", "Draw", "rates"]
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -78,7 +79,8 @@ class ChainStore(nn.Module):
             each draw then waits for it. `None` for the memory of the device.
 
     Raises:
-        ValueError: If a number is out of range or the storage is unknown.
+        ValueError: If a number is out of range, the storage is unknown, or the file holds
+            something else.
     """
 
     state: Tensor
@@ -105,7 +107,7 @@ class ChainStore(nn.Module):
                 f"ChainStore: at least one class and one chain of each are needed, "
                 f"got {n_classes} and {per_class}."
             )
-        rates = _rates(restart_rate, per_class)
+        rate = rates(restart_rate, per_class)
         if burn_in < 0:
             raise ValueError(f"ChainStore: `burn_in` must be 0 or more, got {burn_in}.")
         if storage not in get_args(Storage):
@@ -116,7 +118,7 @@ class ChainStore(nn.Module):
         self.storage: Storage = storage
         shape = (n_classes, per_class, *reference.shape)
         dtype, device = getattr(torch, storage), reference.mean.device
-        self.register_buffer("rate", rates.to(device), persistent=False)
+        self.register_buffer("rate", rate.to(device), persistent=False)
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=device))
         if file is None:
             self.register_buffer("state", torch.zeros(shape, dtype=dtype, device=device))
@@ -263,6 +265,12 @@ def _mapped(file: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tens
     """Returns when each chain was last written, int64, and the states, both in one file."""
     head = 8 * math.prod(shape[:2])
     size = head + math.prod(shape) * dtype.itemsize
+    there = os.path.getsize(file) if os.path.exists(file) else 0
+    if there not in (0, size):
+        raise ValueError(
+            f"ChainStore: {file} holds something else, or chains of other numbers or images: "
+            f"{there} bytes, not {size}. Give a file that is not there."
+        )
     whole = torch.from_file(file, shared=True, size=size, dtype=torch.uint8)
     stamp = whole[:head].view(torch.int64).view(shape[:2])
     return stamp, whole[head:].view(dtype).view(shape)
@@ -274,8 +282,16 @@ def _forget(store: ChainStore, _: object) -> None:
     store.age.masked_fill_(store.written != stamp, 0)
 
 
-def _rates(rate: Rates, n: int) -> Tensor:
-    """Returns the restart rate of each slot, float64, with shape (n)."""
+def rates(rate: Rates, n: int) -> Tensor:
+    """Returns the restart rate of each slot, float64, with shape (n).
+
+    Arguments:
+        rate: One rate, or those of the first and the last slot.
+        n: The number of slots.
+
+    Raises:
+        ValueError: If a rate is none.
+    """
     first, last = rate if isinstance(rate, tuple | list) else (rate, rate)
     if not (0 <= first <= 1 and 0 <= last <= 1 and (first == last or first * last > 0)):
         raise ValueError(

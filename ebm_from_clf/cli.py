@@ -166,6 +166,12 @@ def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
     run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
+    if run.metrics["faults"]:
+        last, n = run.metrics["faults"][-1], len(run.metrics["faults"])
+        print(
+            f"{n} faults on the way, see metrics.json. The last, at update {last['update']}: "
+            f"{last['fault']}. {last['action'].capitalize()}."
+        )
     model = Path(a.output) / "model"
     print(f"wrote {a.output}; draw with: ebm-from-clf sample {model} --classes all --output DIR")
 

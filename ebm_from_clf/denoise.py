@@ -50,6 +50,7 @@ REMEDIES = {
         "There is no switch for it: set `updates` of `warm_start` to 0, or take a classifier "
         "without it.",
     ),
+    "donated buffers": ("a compiled network", "Pass the classifier before torch.compile."),
     "torch.compile": ("a compiled network", "Pass the classifier before torch.compile."),
 }
 
@@ -70,8 +71,8 @@ class WarmStart:
     def __post_init__(self) -> None:
         if self.updates < 0:
             raise ValueError(f"WarmStart: `updates` must be 0 or more, got {self.updates}.")
-        if self.noise is not None and not 0 < self.noise < math.inf:
-            raise ValueError(f"WarmStart: `noise` must be positive, got {self.noise}.")
+        if self.noise is not None and not 1e-4 <= self.noise < math.inf:
+            raise ValueError(f"WarmStart: `noise` must be 0.0001 or more, got {self.noise}.")
 
     def noise_at(self, temperature: float) -> float:
         """Returns the standard deviation of the noise for chains of a temperature."""
@@ -192,7 +193,8 @@ def check_twice(classifier: nn.Module, space: PixelSpace) -> None:
         torch.autograd.grad(loss, weights, allow_unused=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        if "derivative for" not in reason and "double backward" not in reason:
+        known = ("derivative for", "double backward", "donated buffers")
+        if not any(sign in reason for sign in known):
             raise
         cause, remedy = next(
             (found for sign, found in REMEDIES.items() if sign in reason),

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from .adversarial import Adversarial
 from .data import loader
 from .energy import ClassifierEnergy
+from .errors import Diverged
 
 
 def accuracy(energy: ClassifierEnergy, dataset: Dataset) -> float:
@@ -95,4 +96,10 @@ def _logits(energy: ClassifierEnergy, dataset: Dataset) -> tuple[Tensor, Tensor]
         for x, y in loader(dataset, 250):
             logits.append(energy.logits(x.to(device)).cpu())
             labels.append(y)
-    return torch.cat(logits), torch.cat(labels)
+    found = torch.cat(logits)
+    if not found.isfinite().all():
+        raise Diverged(
+            "the classifier's logits are not finite numbers. It was trained too fast, or its "
+            "weights are damaged: lower the learning rate, or take another one."
+        )
+    return found, torch.cat(labels)

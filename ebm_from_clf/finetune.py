@@ -29,7 +29,7 @@ from .data import pairs
 from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
-from .errors import UsageError
+from .errors import Diverged, UsageError
 from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
@@ -299,6 +299,7 @@ class Finetuner:
                 change = self.settings.learn_gain * line["mean_gap"]
                 self.energy.gain *= math.exp(min(max(change, -0.1), 0.1))
                 self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
+            self.guard.settle(self.update)
             warm = self.update == self.settings.warm_start.updates
             if warm or self.guard.wants(self.update):
                 # What the warm start has learned it does not learn again.
@@ -311,6 +312,8 @@ class Finetuner:
             else:
                 self._restore(state)
                 self.journal.forget(None)
+                if self.update >= self.settings.updates and not self.guard.actions[-1]["back_to"]:
+                    raise Diverged(f"fine-tuning ended where it began: {fault.text}.")
         self._make_steps()
 
     def _make_steps(self) -> None:

@@ -31,14 +31,15 @@ def chosen(classifier: nn.Module, names: str | Sequence[str]) -> list[nn.Paramet
 
     Arguments:
         classifier: The classifier.
-        names: One or more names of parts or parameters, such as `layer1`, `conv1` or
-            `bn1.weight`, or patterns of them, such as `layer[12]` or `*.bias`; a part stands for
-            all in it. `body` stands for all but the last layer, if no part is called so.
+        names: Names of parts or parameters, such as `layer1`, `conv1` or `bn1.weight`, or
+            patterns of them, such as `layer[12]` or `*.bias`, in a list or with commas between; a
+            part stands for all in it. `body` stands for all but the last layer, if no part is
+            called so.
 
     Raises:
         UsageError: If a name chooses nothing, or nothing is left to learn.
     """
-    names = [names] if isinstance(names, str) else names
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
     parameters = dict(classifier.named_parameters(remove_duplicate=False))
     found: dict[int, nn.Parameter] = {}
     for name in names:

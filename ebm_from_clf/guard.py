@@ -77,8 +77,8 @@ class GuardSettings:
             raise ValueError(
                 "GuardSettings: `max_lost`, `max_saturated` and `min_move` must be 0 or more."
             )
-        if not (self.max_auc > 0 and self.more_steps >= 1):
-            raise ValueError("GuardSettings: `max_auc` must be positive, `more_steps` 1 or more.")
+        if not (self.max_auc > 0 and 1 <= self.more_steps <= 10):
+            raise ValueError("GuardSettings: `max_auc` must be positive, `more_steps` 1 to 10.")
         if self.keep_every < 1 or self.rollbacks < 0:
             raise ValueError(
                 "GuardSettings: `keep_every` must be 1 or more, `rollbacks` 0 or more."
@@ -114,8 +114,8 @@ class Guard:
         self.settings = settings
         self.actions: list[dict[str, Any]] = []
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=2)
-        # When chains may be begun anew again, by the classes whose chains they are.
-        self._calm: dict[str, int] = {}
+        # When chains were begun anew, by the classes whose chains they are.
+        self._anew: dict[str, int] = {}
 
     @property
     def rollbacks(self) -> int:
@@ -215,6 +215,15 @@ class Guard:
             )
         return None
 
+    def settle(self, update: int) -> None:
+        """Notes a healthy line: chains begun anew some time before it are mended.
+
+        Arguments:
+            update: The update of the line.
+        """
+        every = self.settings.keep_every
+        self._anew = {of: at for of, at in self._anew.items() if update - at < every}
+
     def wants(self, update: int) -> bool:
         """Tells whether it is time for a copy of a healthy state."""
         return not self._kept or update - self._kept[-1][0] >= self.settings.keep_every
@@ -240,16 +249,15 @@ class Guard:
 
         Returns:
             The state to go back to; what came after it is forgotten. `None` if the chains of the
-            fault are to be begun anew; with the same chains that was not done since the last
-            return, nor for as long as two copies are apart.
+            fault are to be begun anew, as is tried once before each return.
 
         Raises:
             Diverged: If the run went back often enough already.
         """
         update = int(line["update"])
         note = {"update": update, "fault": fault.text, "of": fault.of}
-        if fault.of != "weights" and update >= self._calm.get(str(fault.classes), 0):
-            self._calm[str(fault.classes)] = update + self.settings.keep_every
+        if fault.of != "weights" and str(fault.classes) not in self._anew:
+            self._anew[str(fault.classes)] = update
             self.actions.append(note | {"action": "chains begun anew"})
             return None
         if self.rollbacks >= self.settings.rollbacks or not self._kept:
@@ -260,13 +268,13 @@ class Guard:
         while len(self._kept) > 1:
             self._kept.pop()
         back, state = self._kept[0]
-        self._calm = {}
+        self._anew = {}
         self.actions.append(note | {"action": "went back", "back_to": back})
         return copy.deepcopy(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the actions and the copies."""
-        return {"actions": self.actions, "kept": list(self._kept), "calm": self._calm}
+        return {"actions": self.actions, "kept": list(self._kept), "anew": self._anew}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -274,7 +282,7 @@ class Guard:
         Arguments:
             state: The state.
         """
-        self.actions, self._calm = list(state["actions"]), dict(state["calm"])
+        self.actions, self._anew = list(state["actions"]), dict(state["anew"])
         self._kept = deque((tuple(pair) for pair in state["kept"]), maxlen=2)
 
     def _returns(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ and M synthesized images, and own nothing.
 
 __all__ = ["Objective", "likelihood", "logistic", "trim"]
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -99,9 +100,13 @@ class Objective:
                 f"Objective: `clamp` is 0 or more and for kind `likelihood`, got {self.clamp} for "
                 f"`{self.kind}`. Leave it out."
             )
-        for name in ("square", "data_noise", "cross_entropy", "label_smoothing"):
-            if not getattr(self, name) >= 0:
+        for name in ("square", "data_noise", "cross_entropy"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Objective: `{name}` must be 0 or more.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"Objective: `label_smoothing` is a fraction below 1, got {self.label_smoothing}."
+            )
 
     def __call__(self, observed: Tensor, synthesized: Tensor) -> Tensor:
         """Returns the contrastive loss of scores with shapes (N) and (M)."""

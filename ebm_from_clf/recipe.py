@@ -134,6 +134,10 @@ class EnergySettings:
     gain: float = 1.0
     support: Support = "unbounded"
 
+    def __post_init__(self) -> None:
+        if self.gain <= 0:
+            raise ValueError(f"EnergySettings: `gain` must be positive, got {self.gain}.")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -152,6 +156,25 @@ class Recipe:
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     energy: EnergySettings = field(default_factory=EnergySettings)
     finetune: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        # What would otherwise be found only after the classifier was trained.
+        settings, flat = self.finetune, self.energy.gauge == "log_softmax"
+        if settings.chains.storage == "uint8" and self.energy.support == "unbounded":
+            raise ValueError(
+                "Recipe: `uint8` chains are clipped to [0, 1], the energy is unbounded. Use "
+                "float16, or a support on the box."
+            )
+        if self.energy.support != "unbounded" and "spectral" in self.reference.kind:
+            raise ValueError(
+                f"Recipe: support {self.energy.support!r} needs a reference that acts on each "
+                f"pixel alone, got {self.reference.kind!r}. Use white or fitted, or unbounded."
+            )
+        if flat and (settings.objective.scores == "joint" or settings.learn_gain):
+            raise ValueError(
+                "Recipe: in the gauge log_softmax joint scores are 0, and the gain has no slope "
+                "to learn by. Use the gauge raw."
+            )
 
     def create(self) -> nn.Module:
         """Creates the classifier.

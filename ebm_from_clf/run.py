@@ -122,10 +122,11 @@ def finetune_recipe(
             reached = int(line["update"])
 
         tuner.run(folder, callback=show)
+        after = accuracy(tuner.energy, test)
         save(tuner.energy, folder / "model")
         metrics = {
             "accuracy_before": tuner.notes["accuracy_before"],
-            "accuracy_after": accuracy(tuner.energy, test),
+            "accuracy_after": after,
             "updates": tuner.update,
             "rollbacks": tuner.guard.rollbacks,
             "faults": tuner.guard.actions,

@@ -39,9 +39,9 @@ class Settings:
         ema: Largest decay of the moving average of the weights that are kept; it rises as t /
             (3 + t) at update t, so that below it about a third of the run is averaged.
         learn_gain: How fast the gain is learned: the change of its logarithm for a gap of one
-            logit, at each line of the log; 0 for a gain that stays.
-        freeze: Parts of the classifier whose weights do not learn, by names or patterns such as
-            `conv1`, `layer[12]` or `*.bias`; `body` is all but the last layer.
+            logit, at each line of the log, at most .1; 0 for a gain that stays.
+        freeze: Parts of the classifier whose weights do not learn, by names or patterns with
+            commas between, such as `conv1,layer[12]`; `body` is all but the last layer.
         sampler: How chains move in one update.
         curriculum: How the number of their steps follows what they reach.
         start: Where chains begin.
@@ -98,7 +98,7 @@ class Settings:
             "weight_decay",
             "learn_gain",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"Settings: `{name}` must be 0 or more.")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError("Settings: `clip_grad` must be positive.")

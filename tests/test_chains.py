@@ -273,6 +273,14 @@ def test_a_thousand_classes_of_photographs_fit(tmp_path):
     assert set(chains.state_dict()) == {"age", "written"}
 
 
+def test_a_file_of_something_else_is_refused_and_kept(tmp_path):
+    place = tmp_path / "photo.jpg"
+    place.write_bytes(b"precious data" * 100)
+    with pytest.raises(ValueError, match="photo.jpg holds something else.*1300 bytes"):
+        store(file=str(place))
+    assert place.read_bytes() == b"precious data" * 100
+
+
 def test_bad_numbers_are_refused():
     bad = ({"per_class": 0}, {"restart_rate": 1.5}, {"burn_in": -1}, {"storage": "int4"})
     for options in (*bad, {"restart_rate": (0.5, 0.0)}, {"restart_rate": (0.5, 2.0)}):

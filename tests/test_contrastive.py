@@ -85,6 +85,8 @@ def test_clamp_leaves_the_squares_and_sees_trimmed_scores():
         {"clamp": -0.1},
         {"clamp": float("nan")},
         {"clamp": 0.1, "kind": "logistic"},
+        {"square": float("inf")},
+        {"label_smoothing": 1.0},
     ],
 )
 def test_bad_objectives_are_refused(options):

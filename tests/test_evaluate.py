@@ -6,6 +6,7 @@ import pytest
 import torch
 import toys
 
+from ebm_from_clf import Diverged
 from ebm_from_clf.data import Images
 from ebm_from_clf.evaluate import accuracy, calibration_error, evaluate
 from ebm_from_clf.judge import Judge, diversity, frechet
@@ -58,6 +59,16 @@ def test_accuracy_counts():
     data = Images(images, right.where(torch.arange(50) < 30, (right + 1) % 3), "abc")
     assert accuracy(energy, data) == pytest.approx(0.6)
     assert evaluate(energy, data)["accuracy"] == pytest.approx(0.6)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    energy = toys.smooth()
+    with torch.no_grad():
+        energy.classifier.body[-1].bias[0] = float("inf")
+    images = torch.zeros(4, *toys.SHAPE, dtype=torch.uint8)
+    data = Images(images, torch.tensor([0, 1, 2, 0]), "abc")
+    with pytest.raises(Diverged, match="logits are not finite"):
+        evaluate(energy, data)
 
 
 def test_a_judge_finds_no_distance_from_real_images_to_themselves():

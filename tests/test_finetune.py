@@ -356,6 +356,16 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
     assert [a["action"] for a in guard.actions] == ["chains begun anew", "went back"] * 2 + [
         "chains begun anew"
     ]
+    # However often lines come: a fault again on the next line is a reason to go back; after
+    # a healthy time it is not.
+    guard = Guard(GuardSettings(keep_every=1))
+    guard.keep(0, {"state": 1})
+    done = []
+    for update in (20, 40, 60, 80):
+        done.append(guard.act(guard.fault(behind), behind | {"update": update}))
+        if update == 60:
+            guard.settle(70)
+    assert done == [None, {"state": 1}, None, None]
     # Classes are begun anew one by one; only the same one again is a reason to go back.
     guard = Guard(GuardSettings(keep_every=10))
     guard.keep(0, {"state": 1})

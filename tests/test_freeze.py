@@ -86,6 +86,7 @@ def test_names_and_patterns_choose_parts(resnet):
     assert names(resnet, ("layer[12]", "bn1.weight")) == (
         under("layer1.", "layer2.") | {"bn1.weight"}
     )
+    assert names(resnet, "layer1, conv1") == under("layer1.", "conv1.")
     assert names(resnet, ["*.bias"]) == {key for key in keys if key.endswith(".bias")}
     assert names(resnet, ["layer1", "layer1", "layer1.0"]) == under("layer1.")
     assert len(chosen(resnet, ["layer1", "layer*"])) == len(under("layer"))

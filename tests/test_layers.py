@@ -39,7 +39,7 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MATHEMATICS = {name for names in FLOORS[:7] for name in names}
-STANDARD = {"copy", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
+STANDARD = {"copy", "os", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 
 def imports(path):
