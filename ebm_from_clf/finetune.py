@@ -300,7 +300,7 @@ class Finetuner:
                 self.energy.gain *= math.exp(min(max(change, -0.1), 0.1))
                 self.n_steps = self.settings.curriculum.steps(self.n_steps, line["auc"])
             self.guard.settle(self.update)
-            warm = self.update == self.settings.warm_start.updates
+            warm = 0 < self.update == self.settings.warm_start.updates
             if warm or self.guard.wants(self.update):
                 # What the warm start has learned it does not learn again.
                 self.guard.keep(self.update, self._parts(), alone=warm)

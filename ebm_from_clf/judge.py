@@ -10,6 +10,7 @@ images, so it is always printed beside that of as many real images the generator
 
 __all__ = ["Judge", "diversity", "features", "frechet"]
 
+import math
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class Judge:
             "agreement": float((logits.argmax(1) == classes).double().mean()),
             "frechet": distance,
             "frechet_held_out": yardstick,
-            "frechet_ratio": distance / yardstick,
+            # Of held-out images that are the data, which are no yardstick, there is no ratio.
+            "frechet_ratio": distance / yardstick if yardstick else math.nan,
             "frechet_n": n,
             "diversity": diversity(found, classes),
             "diversity_held_out": diversity(held, real),

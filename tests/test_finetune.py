@@ -137,7 +137,8 @@ def test_mapped_chains_are_learned_from_bit_for_bit(digits, tmp_path):
         assert e.start.mean.shape[2:] == (8, 8) and e.start.shape == (1, *SIZE)
         found.append(torch.cat([p.detach().flatten() for p in e.classifier.parameters()]))
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    assert (tmp_path / "run" / CHAINS).stat().st_size == 10 * (8 + 4 * 256)
+    # The file has served its time.
+    assert not (tmp_path / "run" / CHAINS).exists()
 
 
 def test_a_run_with_mapped_chains_is_resumed(digits, tmp_path):
