@@ -10,7 +10,6 @@ images, so it is always printed beside that of as many real images the generator
 
 __all__ = ["Judge", "diversity", "features", "frechet"]
 
-import math
 from typing import Any
 
 import torch
@@ -64,8 +63,8 @@ class Judge:
             "agreement": float((logits.argmax(1) == classes).double().mean()),
             "frechet": distance,
             "frechet_held_out": yardstick,
-            # Of held-out images that are the data, which are no yardstick, there is no ratio.
-            "frechet_ratio": distance / yardstick if yardstick else math.nan,
+            # Held-out images that are the data themselves are at a distance of 0, up to rounding.
+            "frechet_ratio": distance / max(yardstick, 1e-12),
             "frechet_n": n,
             "diversity": diversity(found, classes),
             "diversity_held_out": diversity(held, real),
