@@ -294,6 +294,35 @@ def test_the_resolved_recipe_is_a_recipe_of_the_same_run(tuned, tmp_path):
         assert torch.equal(value, weights[key])
 
 
+OPTIONS = {
+    "last layer": ["freeze=body"],
+    "parts": ['freeze=[layer1,"*.bias"]'],
+    "logistic": ["objective.kind=logistic", "objective.trim=0.1", "objective.square=0.01"],
+    "floor": ["objective.clamp=0.1"],
+    "joint": ["objective.scores=joint"],
+    "adversarial": ["objective.adversarial.radius=0.5"],
+    "warm start": ["warm_start.updates=1"],
+    "curriculum": ["curriculum.auc=0.5"],
+    "gain": ["learn_gain=0.02"],
+    "many classes": ["start.size=8", "chains.mapped=true"],
+}
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_what_a_run_may_do_beside_changes_what_it_learns(kind, tuned, tmp_path):
+    """The options that the README tells of."""
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    options = [f"--finetune.{option}" for option in OPTIONS[kind]]
+    status, out, errors = call(
+        "finetune", "--config", tmp_path / "r.yaml", "--output", tmp_path / "out",
+        "--finetune.seed=3", "--finetune.updates=3", *options,
+    )  # fmt: skip
+    assert (status, errors) == (0, "") and "accuracy" in out
+    one, two = (load(place / "model").classifier for place in (tuned[0], tmp_path / "out"))
+    same = {k: torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items()}
+    assert not same["fc.weight"] and not all(same.values())
+
+
 def test_a_run_ends_in_status_1_when_it_diverges(tmp_path):
     (tmp_path / "r.yaml").write_text(RECIPE)
     status, _, errors = call(
