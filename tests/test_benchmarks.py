@@ -85,13 +85,12 @@ def test_tables_tell_medians_ranges_and_what_is_lacking():
 def test_variants_of_a_recipe_are_judged_alike(monkeypatch, capsys, tmp_path):
     import bench_variants
 
-    options = "--rows recipe vit --seeds 3 --updates 3 --n 4 --judge-epochs 1 --steps 5 --longer 7"
-    one, other, _ = rows(
-        monkeypatch, capsys, bench_variants, *options.split(), "--grid", str(tmp_path)
-    )
-    assert (one["row"], other["row"], other["seed"]) == ("recipe", "vit", 3)
+    options = "--seeds 3 --updates 3 --n 4 --judge-epochs 1 --steps 5 --longer 7"
+    chosen = [*options.split(), "--grid", str(tmp_path), "--rows", "recipe", "last layer"]
+    one, other, _ = rows(monkeypatch, capsys, bench_variants, *chosen)
+    assert (one["row"], other["row"], other["seed"]) == ("recipe", "last layer", 3)
     assert one["frechet_ratio"] == one["frechet_ratio_after_5"] > 0
-    assert other["frechet_ratio_after_7"] > 0 and (tmp_path / "vit_3.png").exists()
+    assert other["frechet_ratio_after_7"] > 0 and (tmp_path / "last_layer_3.png").exists()
 
 
 @pytest.mark.slow
