@@ -125,7 +125,7 @@ def main():
     parser.add_argument("--rows", nargs="+", default=list(CHANGES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--updates", type=int, help="those of the recipe by default")
-    parser.add_argument("--steps", type=int, default=92, help="of the chains that are judged")
+    parser.add_argument("--steps", type=int, default=44, help="of the chains that are judged")
     parser.add_argument("--longer", nargs="*", type=int, default=[], help="other numbers of steps")
     parser.add_argument("--n", type=int, default=100, help="images of a class")
     parser.add_argument("--judge-epochs", type=int, default=40)
