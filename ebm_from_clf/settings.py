@@ -104,6 +104,15 @@ class Settings:
             raise ValueError("Settings: `clip_grad` must be positive.")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1:
             raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(
+                f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."
+            )
+        self._check_optimizer()
+        self._check_steps()
+        self._check_warm_start()
+
+    def _check_optimizer(self) -> None:
         # A wrong name would otherwise be found only after the classifier was trained.
         try:
             create_optimizer_v2(
@@ -120,10 +129,8 @@ class Settings:
                 f"Settings: timm cannot make the optimizer {self.optimizer!r} "
                 f"({str(error)[:80]}). {f'Near it: {near}.' if near else 'Try adamw.'}"
             ) from error
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(
-                f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."
-            )
+
+    def _check_steps(self) -> None:
         if self.sampler.n_steps < 1:
             raise ValueError("Settings: `sampler` must make 1 step or more in an update.")
         if self.learn_gain and self.sampler.tilt_norm is not None:
@@ -137,7 +144,6 @@ class Settings:
                 f"Settings: `sampler` begins with {self.sampler.n_steps} steps, the `curriculum` "
                 f"goes from {curriculum.fewest} to {curriculum.most}."
             )
-        self._check_warm_start()
 
     def _check_warm_start(self) -> None:
         if self.warm_start.updates >= self.updates:
