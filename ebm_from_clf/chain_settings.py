@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch.utils.data import Dataset
 
-from .chains import ChainStore, Rates, Storage, rates
+from .chains import ChainStore, Storage
 from .data import gather
 from .energy import ClassifierEnergy
 from .folders import mappable
 from .mixture import ClassMixture
 from .reference import Reference
+from .restart import Rates, rates
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]

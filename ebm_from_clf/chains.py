@@ -9,29 +9,27 @@ that can never be good enough, and the energy grows ever steeper where chains st
 make chains :math:`b + K / r` steps long on average.
 
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
-two rates, slot s of n has its own, :math:`r_s = r_0 (r_1 / r_0)^{s / (n - 1)}`: most chains are
-short, some are as long as the run, and r above is the mean of all.
+two rates, each slot has its own (see :mod:`ebm_from_clf.restart`), and r above is their mean.
 
 A batch may hold more images of a class than there are chains of it: the surplus begin at the
 start and are forgotten.
 """
 
-__all__ = ["ChainStore", "Draw", "rates"]
+__all__ = ["ChainStore", "Draw", "Storage"]
 
-import math
-import os
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .mapped import map_states
 from .reference import Reference
+from .restart import Rates, rates, restarts
 from .space import dequantize, quantize
 from .start import Start
 
 Storage = Literal["float32", "float16", "uint8"]
-Rates = float | tuple[float, float]
 
 
 class Draw(NamedTuple):
@@ -125,7 +123,7 @@ class ChainStore(nn.Module):
             self.stamp = None
         else:
             # No buffers: they stay in the file, wherever the store is moved.
-            self.stamp, self.state = _mapped(file, shape, dtype)
+            self.stamp, self.state = map_states(file, shape, dtype)
             self.clock = int(self.stamp.max())
             self.register_buffer("written", self.stamp.to(device, copy=True))
             self.register_load_state_dict_post_hook(_forget)
@@ -163,13 +161,8 @@ class ChainStore(nn.Module):
         reference, start = self._held
         slot, own = self._slots(y, generator)
         u = self._unpack(self.state[self._at(y, slot)].to(self.age.device), generator)
-        r = torch.rand(len(y) + 1, generator=generator, device=generator.device)
-        # Systematic sampling: rates end to end in random order, one tooth of a comb a unit. Nearly
-        # the same number every time, since a batch of one shape is fast.
-        order = r[:-1].argsort().to(y.device)
-        edge = torch.cat([r[-1:].to(self.rate), self.rate[slot[order]]]).cumsum(0).floor()
-        fresh = (self.age[y, slot] == 0) | (slot < 0)
-        fresh[order] |= edge.diff() > 0
+        anew = restarts(self.rate[slot], generator)
+        fresh = (self.age[y, slot] == 0) | (slot < 0) | anew
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
         return Draw(u, y, slot, fresh, own)
@@ -261,42 +254,7 @@ def _own(draw: Draw, *tensors: Tensor) -> list[Tensor]:
     return [t if draw.own is None else t[draw.own] for t in every]
 
 
-def _mapped(file: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns when each chain was last written, int64, and the states, both in one file."""
-    head = 8 * math.prod(shape[:2])
-    size = head + math.prod(shape) * dtype.itemsize
-    there = os.path.getsize(file) if os.path.exists(file) else 0
-    if there not in (0, size):
-        raise ValueError(
-            f"ChainStore: {file} holds something else, or chains of other numbers or images: "
-            f"{there} bytes, not {size}. Give a file that is not there."
-        )
-    whole = torch.from_file(file, shared=True, size=size, dtype=torch.uint8)
-    stamp = whole[:head].view(torch.int64).view(shape[:2])
-    return stamp, whole[head:].view(dtype).view(shape)
-
-
 def _forget(store: ChainStore, _: object) -> None:
     """Lets mapped chains begin anew that were written after the state just loaded was taken."""
     stamp = store.stamp.to(store.written.device)  # type: ignore[union-attr]
     store.age.masked_fill_(store.written != stamp, 0)
-
-
-def rates(rate: Rates, n: int) -> Tensor:
-    """Returns the restart rate of each slot, float64, with shape (n).
-
-    Arguments:
-        rate: One rate, or those of the first and the last slot.
-        n: The number of slots.
-
-    Raises:
-        ValueError: If a rate is none.
-    """
-    first, last = rate if isinstance(rate, tuple | list) else (rate, rate)
-    if not (0 <= first <= 1 and 0 <= last <= 1 and (first == last or first * last > 0)):
-        raise ValueError(
-            f"ChainStore: `restart_rate` is 0 to 1, or two such rates that are not 0, got {rate}."
-        )
-    if first == last:
-        return torch.full((n,), float(first), dtype=torch.float64)
-    return torch.logspace(math.log10(first), math.log10(last), n, dtype=torch.float64)

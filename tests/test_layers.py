@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
-    ["curriculum", "errors", "modes", "noise"],
+    ["curriculum", "errors", "mapped", "modes", "noise", "restart"],
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
