@@ -1,6 +1,10 @@
-r"""How many Langevin steps an update makes, by how well its chains can be told from data.
+r"""How many Langevin steps an update makes: more of them late, or where chains fall behind.
 
-.. math:: K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
+.. math:: K_t = K \, g^{t / n}, \qquad K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
+
+Early on weights learn most from many updates with few steps. Late, when the learning rate falls,
+chains that go far while the weights hardly move tell what the energy does to long chains: with a
+growth g above 1, update t of n makes more steps the later it comes.
 
 AUC is the probability that an observed image scores higher than a synthesized one, .5 where the
 two cannot be told apart. Chains that can be told apart have not come far enough: they get more
@@ -11,6 +15,7 @@ scores which learning has computed anyway.
 
 __all__ = ["Curriculum"]
 
+import math
 from dataclasses import dataclass
 
 WIDTH = 0.1
@@ -21,12 +26,15 @@ class Curriculum:
     """Settings of the curriculum of Langevin steps, which is looked at with each line of the log.
 
     Arguments:
+        growth: Steps of the last update over those of the first; they grow by the same factor in
+            each.
         auc: Probability that an observed image scores higher than a synthesized one, above which
             an update makes one step more; .1 below it, one step less. 1 for steps as they are.
         fewest: Least number of steps.
         most: Largest number of steps.
     """
 
+    growth: float = 1.0
     auc: float = 1.0
     fewest: int = 1
     most: int = 40
@@ -34,6 +42,8 @@ class Curriculum:
     def __post_init__(self) -> None:
         if not 0 < self.auc <= 1:
             raise ValueError(f"Curriculum: `auc` is a probability, got {self.auc}.")
+        if not 0 < self.growth < math.inf:
+            raise ValueError(f"Curriculum: `growth` must be positive, got {self.growth}.")
         if not 1 <= self.fewest <= self.most:
             raise ValueError(
                 f"Curriculum: `fewest` must be 1 or more, and `most` no less, got {self.fewest} "

@@ -193,6 +193,7 @@ class Finetuner:
 
     def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
         """Makes one update with chains: observed images against synthesized ones."""
+        self._make_steps()
         synthesized = self.gen.synthesize(y)
         with self.descent.held():
             terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
@@ -317,7 +318,8 @@ class Finetuner:
         self._make_steps()
 
     def _make_steps(self) -> None:
-        self.gen.make_steps(round(self.n_steps * self.guard.steps))
+        grown = self.settings.curriculum.growth ** (self.update / self.settings.updates)
+        self.gen.make_steps(max(round(self.n_steps * grown * self.guard.steps), 1))
 
 
 def finetune(

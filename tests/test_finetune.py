@@ -105,7 +105,7 @@ def test_kept_weights_are_the_moving_average(digits):
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(digits):
-    settings = Settings(updates=6, **QUICK)
+    settings = Settings(updates=6, curriculum=Curriculum(growth=4.0), **QUICK)
     whole = Finetuner(energy(digits), digits, settings)
     whole.run()
     first = Finetuner(energy(digits), digits, settings)
@@ -391,13 +391,23 @@ def test_steps_follow_what_chains_reach(digits, auc, steps):
     tuner = Finetuner(energy(digits), digits, Settings(updates=4, log_every=1, **options))
     line, seen = tuner.journal.line, []
     tuner.journal.line = lambda **numbers: line(**numbers) | {"auc": auc}
-    make_steps = tuner.gen.make_steps
-    tuner.gen.make_steps = lambda n: (seen.append(n), make_steps(n))
-    tuner.run()
+    tuner.run(callback=lambda _: seen.append(tuner.gen.sampler.n_steps))
     assert seen == steps
     # Fresh chains are as long as those of the store, whatever steps the run ended with.
     assert tuner.energy.sampler.n_steps == 10 + round(steps[-1] * tuner.chains.lifetime)
     assert Curriculum().steps(7, 1.0) == Curriculum().steps(7, 0.0) == 7
+
+
+def test_steps_grow_by_the_same_factor_in_each_update(digits):
+    """K g^(t / n), whatever the log; the fresh chains of the end are those of the last K."""
+    curriculum, seen = Curriculum(growth=8.0), []
+    options = QUICK | {"curriculum": curriculum, "sampler": Langevin(n_steps=2, step_size=0.1)}
+    tuner = Finetuner(energy(digits), digits, Settings(updates=6, log_every=4, **options))
+    synthesize = tuner.gen.synthesize
+    tuner.gen.synthesize = lambda y: (seen.append(tuner.gen.sampler.n_steps), synthesize(y))[1]
+    tuner.run()
+    assert seen == [round(2 * 2 ** (t / 2)) for t in range(6)] == [2, 3, 4, 6, 8, 11]
+    assert tuner.energy.sampler.n_steps == 10 + round(16 * tuner.chains.lifetime)
 
 
 def test_gain_is_learned_up_the_likelihood(digits):
