@@ -24,6 +24,7 @@ FLOORS = [
         "pictures",
         "state",
         "strict_yaml",
+        "units",
     ],
     ["blend", "data", "convert"],
     ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
