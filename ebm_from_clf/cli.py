@@ -180,9 +180,7 @@ def _finetune(a: Namespace) -> None:
 def _sample(a: Namespace) -> None:
     """Draws images of classes, or of units of any layer, into a folder."""
     if (a.classes is None) == (a.unit is None):
-        raise UsageError(
-            "sample: either --classes or --unit says what is drawn. Give one of them."
-        )
+        raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
     energy = open_energy(a.model, a.reference)
     if a.unit is not None:
         energy = units(energy, a.unit)

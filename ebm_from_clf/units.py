@@ -128,7 +128,7 @@ class Units(nn.Module):
             def read(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor | None:
                 if wanted[0] in found:
                     return None
-                # Now, since what comes behind may change the output in place.
+                # At once, since what comes behind may change the output in place.
                 maps = _maps(name, module, output, x)
                 found.update((unit, _response(unit, maps)) for unit in wanted)
                 if len(found) == self.num_classes:
@@ -188,7 +188,7 @@ def _response(unit: Unit, maps: Tensor) -> Tensor:
     if unit.channel >= channels:
         raise UsageError(f"units: {unit}: the channels of {unit.module} are 0 to {channels - 1}.")
     if not unit.place:
-        return maps[:, unit.channel].flatten(1).mean(1)
+        return maps[:, unit.channel].reshape(len(maps), -1).mean(1)
     inside = len(unit.place) == len(places) and all(
         i < n for i, n in zip(unit.place, places, strict=True)
     )
@@ -200,7 +200,7 @@ def _response(unit: Unit, maps: Tensor) -> Tensor:
     found = maps[:, unit.channel]
     for i in unit.place:
         found = found[:, i]
-    return found
+    return found.clone()
 
 
 def units(energy: ClassifierEnergy, names: str | Sequence[str]) -> ClassifierEnergy:
