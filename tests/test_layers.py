@@ -9,7 +9,7 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
-    ["adversarial", "langevin", "chains", "marginal", "swift"],
+    ["adversarial", "langevin", "chains", "marginal", "swift", "switches"],
     ["denoise", "objective", "untrained"],
     ["contrastive"],
     ["folders", "parts"],

@@ -1,13 +1,10 @@
 """Units in the place of classes: what is read, that nothing stays behind, and their samples."""
 
-import json
-
 import pytest
 import stats
 import timm
 import torch
 import toys
-from test_cli import call, create, refused
 from test_fold import norms, randomised
 from torch import nn
 
@@ -292,31 +289,3 @@ def test_a_photograph_is_changed_to_what_a_unit_responds_to(resnet):
     assert energy.logits(changed) > energy.logits(photo[None]) + 1
     with pytest.raises(UsageError, match="not a timm model"):
         save(energy, "never-written")
-
-
-def test_units_are_sampled_from_the_command_line(tmp_path):
-    place, out = tmp_path / "clf", tmp_path / "out"
-    overlay = {"input_size": (3, 32, 32)}
-    timm.models.save_for_hf(
-        create(pretrained_cfg_overlay=overlay), str(place), safe_serialization=True
-    )
-    wanted = ["--unit", "layer1.0.conv1:3,layer2.0.conv1:7@0,1", "--unit", "fc:2"]
-    options = ["--n", "2", "--steps", "2"]
-    status, _, errors = call("sample", place, *wanted, *options, "--output", out)
-    assert (status, errors) == (0, "")
-    folders = ("00000_layer1-0-conv1-3", "00001_layer2-0-conv1-7-0", "00002_fc-2")
-    assert {p.parent.name for p in out.glob("*/*.png")} == set(folders)
-    labels = [
-        json.loads(line)["label"] for line in (out / "metadata.jsonl").read_text().splitlines()
-    ]
-    assert labels[::2] == ["layer1.0.conv1:3", "layer2.0.conv1:7@0,1", "fc:2"]
-    assert (out / "grid.png").exists() and (out / "chains.gif").exists()
-    for match, arguments in {
-        "--classes or --unit": [],
-        "Give one of the two": ["--classes", "0", "--unit", "fc:2"],
-        "Try layer1": ["--unit", "layr1:0"],
-        "channels of fc are 0 to 3": ["--unit", "fc:4"],
-        "'fc' is no unit": ["--unit", "fc"],
-    }.items():
-        refused(match, "sample", place, *arguments, "--output", tmp_path / "x")
-    assert not (tmp_path / "x").exists()
