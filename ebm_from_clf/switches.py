@@ -10,8 +10,9 @@ A rectifier :math:`h = \max(0, a)` of the bottom-up pass hands a signal g from a
 and everything else as its derivative does. The first is :math:`\nabla f_c`, of which
 :math:`B = \gamma A^\top \nabla f_c` is made: the image that the model is Gaussian around (Xie et
 al., 2016). The other two are no gradient of anything. They show what is in the image more than
-what the class has to do with it: guided signals are nearly the same for all classes (Nie et al.,
-2018, https://arxiv.org/abs/1805.07039).
+what the class has to do with it: their signals are nearly the same for all classes (Nie et al.,
+2018, https://arxiv.org/abs/1805.07039), and where no maximum is pooled the deconvnet knows
+nothing of the image either (Springenberg et al., 2015).
 """
 
 __all__ = ["Switches", "topdown"]
