@@ -136,6 +136,7 @@ FAULTS = {
     "no step": ("n_steps: 2", "step_size: 0.0", "`step_size` must be between 0 and 2"),
     "unstable step": ("n_steps: 2", "step_size: 2.5", "`step_size` must be between 0 and 2"),
     "negative epochs": ("epochs: 1", "epochs: -1", "`epochs` must be 0 or more"),
+    "negative weight": ("epochs: 1", "generative: -1", "`generative` must be 0 or more"),
     "no size": ("epochs: 1", "size: 0", "`size` positive"),
     "negative shift": ("updates: 2", "augment:\n    shift: -1", "`shift` must be 0 or more"),
     "no scale": ("data:\n", "reference:\n  scale: 0.0\ndata:\n", "`scale` and `floor`"),
