@@ -178,7 +178,7 @@ def _finetune(a: Namespace) -> None:
 
 
 def _sample(a: Namespace) -> None:
-    """Draws images of classes, or of units of any layer, into a folder."""
+    """Draws images of classes or units into a folder, from nothing or from a photograph."""
     if (a.classes is None) == (a.unit is None):
         raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
     energy = open_energy(a.model, a.reference)

@@ -70,9 +70,10 @@ def generative(tilts: Tensor, y: Tensor) -> Generative:
 
     a softmax over the batch, where that of the cross-entropy is over classes. With q the density
     of images of all classes, from which the batch is drawn, the weighted mean estimates the
-    expectation under :math:`p_c \propto e^{F_c} q`, and :math:`\log B - L` at most log B the mean
-    log-density ratio to q (Dai, Lu and Wu, 2015, https://arxiv.org/abs/1412.6296). Images of the
-    class itself, the i-th among them, are in the sum as q has them.
+    expectation under :math:`p_c \propto e^{F_c} q`, and the loss is least, in batches of any
+    size, where F is the log-density ratio of class and q up to a constant (Dai, Lu and Wu, 2015,
+    https://arxiv.org/abs/1412.6296). The image itself and others of its class are in the sum;
+    log B - L, the mean of that ratio, is at most log B.
 
     Arguments:
         tilts: The tilts F of all classes, with shape (B, K).
