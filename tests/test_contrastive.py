@@ -20,6 +20,7 @@ from ebm_from_clf import (
     WhiteNoise,
 )
 from ebm_from_clf.chain_settings import StartSettings
+from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.marginal import Marginal
 from ebm_from_clf.objective import generative, likelihood, logistic, trim
@@ -125,6 +126,34 @@ def test_generative_loss_of_equal_and_of_extreme_scores():
     shifted = [generative(f + s, y).loss for s in (0, torch.tensor([5.0, -7.0]), F_SYN[:, None])]
     assert shifted[1].item() == pytest.approx(shifted[0].item(), abs=1e-5)
     assert abs(shifted[2].item() - shifted[0].item()) > 1
+
+
+def test_training_with_the_generative_loss_lowers_it_and_keeps_the_cross_entropy():
+    g = toys.seeded(5)
+    y = torch.arange(60) % 3
+    x = 0.4 * torch.rand(60, *toys.SHAPE, generator=g) + 0.1 * y[:, None, None, None]
+    data = TensorDataset(x, y)
+
+    def losses(weight):
+        energy = toys.smooth()
+        train_classifier(
+            energy.classifier,
+            energy.space,
+            data,
+            epochs=60,
+            augment=lambda images, generator: images,
+            learning_rate=0.02,
+            batch_size=20,
+            generative_weight=weight,
+        )
+        with torch.no_grad():
+            logits = energy.logits(x)
+        return generative(logits, y).loss, functional.cross_entropy(logits, y)
+
+    plain, both = losses(0.0), losses(1.0)
+    least = math.log(60 / 3)  # all weight on the images of the class, evenly
+    assert least < both[0] < least + 0.4 * (plain[0] - least)
+    assert both[1] < 0.1
 
 
 @pytest.mark.parametrize("size", [3, 12])
