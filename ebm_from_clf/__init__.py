@@ -30,5 +30,7 @@ from .start import ClassGaussian as ClassGaussian
 from .start import DataStart as DataStart
 from .start import ReferenceStart as ReferenceStart
 from .start import UniformStart as UniformStart
+from .switches import topdown as topdown
+from .units import units as units
 
 __version__ = "0.1.0"

@@ -39,6 +39,7 @@ EPILOG = """examples:
   ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
   ebm-from-clf sample resnet50.a1_in1k --classes zebra,tabby --n 4 --output pictures
   ebm-from-clf sample runs/mnist5k/model --classes 3,7 --n 8 --output samples
+  ebm-from-clf sample resnet50.a1_in1k --unit layer3.1.conv2:17 --n 4 --output units
   ebm-from-clf evaluate runs/mnist5k/model --data mnist5k --output scores
 """
 
@@ -197,7 +198,12 @@ def sample_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `sample`; see its help."""
     parser.add_argument("model", help="A saved energy, any name of timm, or demo:NAME.")
     parser.add_argument(
-        "--classes", required=True, help="Indices, names, blends, or all: 281,zebra,zebra+tabby"
+        "--classes", type=str | None, help="Indices, names, blends, or all: 281,zebra,zebra+tabby"
+    )
+    parser.add_argument(
+        "--unit",
+        action="append",
+        help="Instead of classes, channels of layers: layer3.1.conv2:17, or at a place :17@3,4",
     )
     parser.add_argument("--n", type=PositiveInt, default=8, help="Images of each class.")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="Seed of the first image.")

@@ -1,7 +1,8 @@
 """Training a plain classifier, for recipes that begin without one.
 
 Cross-entropy with AdamW and a one-cycle learning rate: what stands in for the classifier you
-already have. Nothing here is generative.
+already have. Beside it the generative loss, which needs no chains; see
+:func:`ebm_from_clf.objective.generative`.
 """
 
 __all__ = ["train_classifier"]
@@ -15,6 +16,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from .data import Batches, loader
+from .objective import generative
 from .space import PixelSpace
 
 
@@ -28,6 +30,7 @@ def train_classifier(
     learning_rate: float = 2e-3,
     batch_size: int = 128,
     seed: int = 0,
+    generative_weight: float = 0.0,
     progress: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Trains a classifier in place and leaves it in evaluation mode.
@@ -41,6 +44,7 @@ def train_classifier(
         learning_rate: The highest learning rate.
         batch_size: The batch size.
         seed: The seed of the order and the augmentation.
+        generative_weight: The weight of the generative loss of the logits.
         progress: Called with 1 after each update.
     """
     batches = Batches(len(dataset), batch_size, seed=seed)  # type: ignore[arg-type]
@@ -51,9 +55,12 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _one_cycle(i, updates))
     classifier.train()
     for _, (x, y) in zip(range(updates), loader(dataset, batches), strict=False):
-        logits = classifier(space(augment(x, generator).to(device)))
+        logits, y = classifier(space(augment(x, generator).to(device))), y.to(device)
+        loss = functional.cross_entropy(logits, y)
+        if generative_weight:
+            loss = loss + generative_weight * generative(logits, y).loss
         optimizer.zero_grad()
-        functional.cross_entropy(logits, y.to(device)).backward()
+        loss.backward()
         optimizer.step()
         schedule.step()
         if progress is not None:

@@ -46,6 +46,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
+from .units import units
 from .untrained import NORM, SAMPLER
 
 
@@ -177,9 +178,13 @@ def _finetune(a: Namespace) -> None:
 
 
 def _sample(a: Namespace) -> None:
-    """Draws images of classes into a folder, from nothing or from a photograph."""
+    """Draws images of classes or units into a folder, from nothing or from a photograph."""
+    if (a.classes is None) == (a.unit is None):
+        raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
     energy = open_energy(a.model, a.reference)
-    classes = find_classes(a.classes, energy)
+    if a.unit is not None:
+        energy = units(energy, a.unit)
+    classes = find_classes("all" if a.classes is None else a.classes, energy)
     sampler = energy.sampler or UNTUNED
     if sampler == SAMPLER:
         print(f"never trained to generate: short chains for {sampler.density}, not draws of p")

@@ -5,14 +5,15 @@ r"""What is minimised: losses of observed against synthesized scores.
 
 The first descends along minus the gradient of the likelihood over the gain (Xie et al., 2016), the
 second bounds what a single image weighs. They are functions of the scores F / gain of N observed
-and M synthesized images, and own nothing.
+and M synthesized images, and own nothing. A third, :func:`generative`, is without chains: images
+of all classes stand in for synthesized ones.
 """
 
-__all__ = ["Objective", "likelihood", "logistic", "trim"]
+__all__ = ["Generative", "Objective", "generative", "likelihood", "logistic", "trim"]
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 from torch.nn import functional
@@ -42,6 +43,45 @@ def logistic(observed: Tensor, synthesized: Tensor) -> Tensor:
         synthesized: The scores of synthesized images, with shape (M).
     """
     return functional.softplus(-observed).mean() + functional.softplus(synthesized).mean()
+
+
+class Generative(NamedTuple):
+    """The generative loss and what it is worth.
+
+    Arguments:
+        loss: The loss, a scalar.
+        effective: How many images the expectation under each class rests on, 1 to B, detached,
+            with shape (K). Near 1 a single image has all the weight, and the gradient is no
+            estimate of anything.
+    """
+
+    loss: Tensor
+    effective: Tensor
+
+
+def generative(tilts: Tensor, y: Tensor) -> Generative:
+    r"""Returns the log-loss of finding an image among all of a batch by the tilt of its class.
+
+    .. math::
+        L = -\frac{1}{B} \sum_i \log \frac{e^{F_{y_i}(x_i)}}{\sum_j e^{F_{y_i}(x_j)}}, \qquad
+        -\partial L = \frac{1}{B} \sum_i \Big( \partial F_{y_i}(x_i)
+        - \sum_j w_{j y_i} \partial F_{y_i}(x_j) \Big), \quad
+        w_{jc} = \frac{e^{F_c(x_j)}}{\sum_l e^{F_c(x_l)}}
+
+    a softmax over the batch, where that of the cross-entropy is over classes. With q the density
+    of images of all classes, from which the batch is drawn, the weighted mean estimates the
+    expectation under :math:`p_c \propto e^{F_c} q`, and the loss is least, in batches of any
+    size, where F is the log-density ratio of class and q up to a constant (Dai, Lu and Wu, 2015,
+    https://arxiv.org/abs/1412.6296). The image itself and others of its class are in the sum;
+    log B - L, the mean of that ratio, is at most log B.
+
+    Arguments:
+        tilts: The tilts F of all classes, with shape (B, K).
+        y: The class indices, with shape (B).
+    """
+    logs = tilts.log_softmax(0)
+    effective = (-(2 * logs).logsumexp(0)).exp()
+    return Generative(-logs.gather(1, y[:, None]).mean(), effective.detach())
 
 
 def trim(synthesized: Tensor, fraction: float) -> Tensor:

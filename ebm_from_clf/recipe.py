@@ -7,6 +7,7 @@ resolved to beside its weights.
 
 __all__ = ["Recipe", "find_recipe"]
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,8 @@ class ClassifierSettings:
         pretrained: Whether its weights are loaded.
         size: Height and width of an image, in pixels; its own size if absent.
         epochs: Passes over the data to train it first; 0 if it is trained already.
+        generative: Weight of the generative loss beside the cross-entropy in them, which tells
+            images apart within a batch as classes are told apart within an image.
         kwargs: Handed to `timm.create_model`, for example `num_classes`.
     """
 
@@ -45,6 +48,7 @@ class ClassifierSettings:
     pretrained: bool = True
     size: int | None = None
     epochs: int = 0
+    generative: float = 0.0
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +56,10 @@ class ClassifierSettings:
             raise ValueError(
                 "ClassifierSettings: `epochs` must be 0 or more and `size` positive, "
                 f"got {self.epochs} and {self.size}."
+            )
+        if not 0 <= self.generative < math.inf:
+            raise ValueError(
+                f"ClassifierSettings: `generative` must be 0 or more, got {self.generative}."
             )
         twice = {"name", "pretrained"} & set(self.kwargs)
         if twice:

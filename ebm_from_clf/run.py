@@ -261,6 +261,7 @@ def pretrain(
         augment=recipe.finetune.augment,
         batch_size=batch,
         seed=recipe.finetune.seed,
+        generative_weight=recipe.classifier.generative,
         progress=progress("train the classifier", epochs * (len(train) // batch)),  # type: ignore[arg-type]
     )
 

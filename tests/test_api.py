@@ -10,7 +10,8 @@ NAMES = {
     "ChainStore", "ClassGaussian", "ClassMixture", "ClassifierEnergy", "Contrastive", "DataStart",
     "Diverged", "FittedGaussian", "Finetuner", "Langevin", "Objective", "PixelSpace", "Reference",
     "ReferenceStart", "Settings", "Smoothing", "SpectralNoise", "UniformStart", "UsageError",
-    "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample", "save",
+    "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample", "save", "topdown",
+    "units",
 }  # fmt: skip
 METHODS = {"energy", "logits", "posterior", "free_energy", "reconstruct"}
 

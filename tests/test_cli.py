@@ -136,6 +136,7 @@ FAULTS = {
     "no step": ("n_steps: 2", "step_size: 0.0", "`step_size` must be between 0 and 2"),
     "unstable step": ("n_steps: 2", "step_size: 2.5", "`step_size` must be between 0 and 2"),
     "negative epochs": ("epochs: 1", "epochs: -1", "`epochs` must be 0 or more"),
+    "negative weight": ("epochs: 1", "generative: -1", "`generative` must be 0 or more"),
     "no size": ("epochs: 1", "size: 0", "`size` positive"),
     "negative shift": ("updates: 2", "augment:\n    shift: -1", "`shift` must be 0 or more"),
     "no scale": ("data:\n", "reference:\n  scale: 0.0\ndata:\n", "`scale` and `floor`"),
@@ -394,6 +395,30 @@ def test_all_classes_are_sampled_in_order(model, tmp_path):
     assert len((tmp_path / "one" / "metadata.jsonl").read_text().splitlines()) == 1
     lines = (out / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(line)["class"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_units_are_sampled_in_the_place_of_classes(classifier, tmp_path):
+    out = tmp_path / "out"
+    wanted = ["--unit", "layer1.0.conv1:3,layer2.0.conv1:7@0,1", "--unit", "fc:2"]
+    status, _, errors = call(
+        "sample", classifier, *wanted, "--n", "2", "--steps", "2", "--output", out
+    )
+    assert (status, errors) == (0, "")
+    folders = {"00000_layer1-0-conv1-3", "00001_layer2-0-conv1-7-0", "00002_fc-2"}
+    assert {p.parent.name for p in out.glob("*/*.png")} == folders
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    labels = [line["label"] for line in lines[::2]]
+    assert labels == ["layer1.0.conv1:3", "layer2.0.conv1:7@0,1", "fc:2"]
+    assert (out / "grid.png").exists() and (out / "chains.gif").exists()
+    for match, arguments in {
+        "--classes or --unit": [],
+        "Give one of the two": ["--classes", "0", "--unit", "fc:2"],
+        "Try layer1": ["--unit", "layr1:0"],
+        "channels of fc are 0 to 3": ["--unit", "fc:4"],
+        "'fc' is no unit": ["--unit", "fc"],
+    }.items():
+        refused(match, "sample", classifier, *arguments, "--output", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 WRONG_SAMPLES = [

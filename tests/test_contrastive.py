@@ -1,5 +1,7 @@
 """The losses against their formulas, and the drop-in in a plain loop."""
 
+import math
+
 import pytest
 import stats
 import torch
@@ -18,9 +20,10 @@ from ebm_from_clf import (
     WhiteNoise,
 )
 from ebm_from_clf.chain_settings import StartSettings
+from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.marginal import Marginal
-from ebm_from_clf.objective import likelihood, logistic, trim
+from ebm_from_clf.objective import generative, likelihood, logistic, trim
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
 F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)
@@ -74,6 +77,125 @@ def test_clamp_leaves_the_squares_and_sees_trimmed_scores():
     # The mean of all four is below that of the observed ones, that of the upper three is not.
     _, syn = gradients(Objective(clamp=0.02, trim=0.25)(F_OBS, F_SYN - 12))
     assert torch.allclose(syn, torch.tensor([0, 1 / 3, 1 / 3, 1 / 3]))
+
+
+def test_generative_gradient_is_that_of_weighted_images():
+    """In a linear classifier: an image minus the mean of all under e^F, for its class."""
+    g = toys.seeded(3)
+    x = torch.randn(7, 4, generator=g, dtype=torch.float64)
+    w = torch.randn(3, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0, 2, 2, 0, 2, 0, 0])
+    loss, effective = generative(x @ w.T, y)
+    (found,) = torch.autograd.grad(loss, w)
+
+    def formula(weights):
+        rows = [
+            sum(x[i] - (weights[i, :, c, None] * x).sum(0) for i in range(7) if y[i] == c)
+            for c in (0, 2)
+        ]
+        return -torch.stack(rows) / 7
+
+    mass = (x @ w.detach().T).exp()
+    shares = (mass / mass.sum(0)).expand(7, 7, 3)
+    assert (found[[0, 2]] - formula(shares)).abs().max() < 1e-12
+    assert found[1].tolist() == [0] * 4  # no image of it
+    assert (effective - 1 / shares[0].square().sum(0)).abs().max() < 1e-12
+    assert not effective.requires_grad
+    others = mass * (1 - torch.eye(7)[..., None])
+    for wrong in (
+        (mass / mass.sum(1, keepdim=True)).expand(7, 7, 3),  # over classes
+        others / others.sum(1, keepdim=True),  # without the image itself
+        torch.full((7, 7, 3), 1 / 7),  # without weights
+    ):
+        assert (found[[0, 2]] - formula(wrong)).abs().max() > 1e-2
+
+
+def test_generative_loss_of_equal_and_of_extreme_scores():
+    y = torch.tensor([0, 1, 1, 0])
+    same = generative(torch.tensor([[2.0, -3.0]]).expand(4, 2), y)
+    assert same.loss.item() == pytest.approx(math.log(4), rel=1e-6)
+    assert same.effective.tolist() == pytest.approx([4, 4])
+    # One image takes all: no other counts, and its class is seen by the others alone.
+    tilts = torch.zeros(4, 2)
+    tilts[0] = 100.0
+    alone = generative(tilts, y)
+    assert alone.effective.tolist() == pytest.approx([1, 1])
+    assert alone.loss.item() == pytest.approx(75.0)
+    # A constant for each class is not seen, as by the likelihood; one for each image is.
+    f = torch.randn(4, 2, generator=toys.seeded())
+    shifted = [generative(f + s, y).loss for s in (0, torch.tensor([5.0, -7.0]), F_SYN[:, None])]
+    assert shifted[1].item() == pytest.approx(shifted[0].item(), abs=1e-5)
+    assert abs(shifted[2].item() - shifted[0].item()) > 1
+
+
+def test_training_with_the_generative_loss_lowers_it_and_keeps_the_cross_entropy():
+    g = toys.seeded(5)
+    y = torch.arange(60) % 3
+    x = 0.4 * torch.rand(60, *toys.SHAPE, generator=g) + 0.1 * y[:, None, None, None]
+    data = TensorDataset(x, y)
+
+    def losses(weight):
+        energy = toys.smooth()
+        train_classifier(
+            energy.classifier,
+            energy.space,
+            data,
+            epochs=60,
+            augment=lambda images, generator: images,
+            learning_rate=0.02,
+            batch_size=20,
+            generative_weight=weight,
+        )
+        with torch.no_grad():
+            logits = energy.logits(x)
+        return generative(logits, y).loss, functional.cross_entropy(logits, y)
+
+    plain, both = losses(0.0), losses(1.0)
+    least = math.log(60 / 3)  # all weight on the images of the class, evenly
+    assert least < both[0] < least + 0.4 * (plain[0] - least)
+    assert both[1] < 0.1
+
+
+@pytest.mark.parametrize("size", [3, 12])
+def test_generative_loss_is_least_at_the_log_density_ratio_in_batches_of_any_size(size):
+    """Two classes N(-1, 1) and N(1, 1), q their mixture: log p_c / q is a logistic curve."""
+    generator, n = toys.seeded(size), 60_000 // size
+    y = torch.randint(2, (n, size), generator=generator)
+    x = 2.0 * y - 1 + torch.randn(n, size, generator=generator)
+    ratio = torch.stack([functional.logsigmoid(-2 * x), functional.logsigmoid(2 * x)], -1)
+    # Directions in which scores are changed, of both classes alike or not.
+    directions = (x, x.square(), x.cos(), *ratio.unbind(-1))
+
+    def slopes(tilts, itself=True):
+        """The derivative of the loss of each batch in each direction, for both classes."""
+        own = functional.one_hot(y, 2).double()
+        if itself:
+            share = tilts.double().softmax(1)[:, None].expand(-1, size, -1, -1)
+        else:
+            hidden = torch.eye(size)[..., None].bool()
+            share = tilts.double()[:, None].masked_fill(hidden, -torch.inf).softmax(2)
+        return torch.stack(
+            [
+                (own[..., c] * (t - (share[..., c] * t[:, None]).sum(2))).mean(1)
+                for t in directions
+                for c in (0, 1)
+            ],
+            1,
+        )
+
+    def worst(table):
+        return float((table.mean(0) / (table.std(0) / n**0.5)).abs().max())
+
+    # The last directions are those of a scale of the scores of one class.
+    scale = torch.ones(n, 1, 1, requires_grad=True)
+    parts = zip(scale[:50], ratio[:50], y[:50], strict=True)
+    losses = [generative(s * f, labels).loss for s, f, labels in parts]
+    (found,) = torch.autograd.grad(sum(losses), scale)
+    table = slopes(ratio)
+    assert (found[:50].flatten() + table[:50, 6] + table[:50, 9]).abs().max() < 1e-5
+    assert worst(table) < 5
+    for wrong in (slopes(1.3 * ratio), slopes(-ratio), slopes(ratio, itself=False)):
+        assert worst(wrong) > 8
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 import copy
 import json
+import math
 import sys
 from dataclasses import replace
 
 import pytest
+import stats
 import timm
 import torch
 import toys
 from torch import nn
+from torch.nn import functional
 
 from ebm_from_clf import (
     ClassifierEnergy,
@@ -194,6 +197,118 @@ def test_little_noise_is_score_matching_and_not_reconstruction(monkeypatch, temp
         errors.append((learned - limit).norm() / limit.norm())
     assert errors[-1] < 0.02 and all(1.8 < order < 2.2 for order in orders(errors))
     assert (learned - reconstruction).norm() / limit.norm() > 10 * errors[-1]
+
+
+class OneUnit(nn.Module):
+    """F = h(w u + b) in one dimension."""
+
+    def __init__(self, rectifier):
+        super().__init__()
+        self.rectifier = rectifier
+        self.weight = nn.Parameter(torch.tensor(1.7, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(-0.6, dtype=torch.float64))
+
+    def tilt(self, u):
+        return self.rectifier(self.weight * u + self.bias).flatten()
+
+    def forward(self, u, y):
+        return u.square().flatten() / 2 - self.tilt(u)
+
+    def gradients(self, value, **options):
+        return torch.stack(torch.autograd.grad(value, (self.weight, self.bias), **options))
+
+
+def on_a_grid(monkeypatch, n):
+    """Data N(.4, .9^2), the kink between two of them, and noise N(0, 1), with their weights."""
+    # The golden ratio keeps the two lattices out of step.
+    spacing = 4 * (1 + 5**0.5) / n
+    u = 0.6 / 1.7 + spacing * (torch.arange(n, dtype=torch.float64) - n / 2 + 0.5)
+    z = torch.linspace(-6, 6, 97).double()
+    share = torch.exp(-((u - 0.4) ** 2) / (2 * 0.81)), torch.exp(-(z**2) / 2)
+    share = [part / part.sum() for part in share]
+    monkeypatch.setattr(langevin, "normal", lambda like, g: z.repeat(n)[:, None])
+    many = u.repeat_interleave(len(z))[:, None]
+    return u[:, None], share[0], many, (share[0][:, None] * share[1]).flatten()
+
+
+def one_step(energy, e, grid):
+    """What a step of the sampler from the data learns, over e^2 / 2."""
+    u, share, many, both = grid
+    y = torch.zeros(len(many), dtype=torch.int64)
+    moved, _ = Langevin(n_steps=1, step_size=e)(energy, many, y, generator=toys.seeded())
+    gap = (share * energy.tilt(u)).sum() - (both * energy.tilt(moved)).sum()
+    return energy.gradients(gap) / (e**2 / 2)
+
+
+def reconstruction(energy, grid, temperature):
+    """Minus the gradient of |R|^2 / 2 + T div B as autograd has it."""
+    u = grid[0].clone().requires_grad_()
+    (b,) = torch.autograd.grad(energy.tilt(u).sum(), u, create_graph=True)
+    value = (u - b).square() / 2
+    if temperature:
+        value = value + torch.autograd.grad(b.sum(), u, create_graph=True)[0]
+    mean = (grid[1] * value.flatten()).sum()
+    return -energy.gradients(mean, allow_unused=True, materialize_grads=True)
+
+
+def test_a_soft_rectifier_has_the_numbers_of_the_theory(monkeypatch):
+    """CD-1 of softplus(1.7 u - .6) against score matching, at steps that shrink."""
+    energy, grid = OneUnit(functional.softplus).double(), on_a_grid(monkeypatch, 400)
+    limit = reconstruction(energy, grid, 1)
+    assert limit.tolist() == pytest.approx([-0.57971, -0.13642], abs=1e-5)
+    found = [one_step(energy, e, grid) for e in (0.4, 0.2, 0.1, 0.05)]
+    expected = [-0.5759, -0.5787, -0.5794, -0.5796]
+    assert [float(g[0]) for g in found] == pytest.approx(expected, abs=6e-5)
+    errors = [(g - limit).norm() for g in found]
+    assert all(1.8 < order < 2.2 for order in orders(errors))
+    assert (reconstruction(energy, grid, 0) - limit).norm() > 0.2
+
+
+def kink(variance):
+    """E[d (u - w)] and the density at the kink, with what its motion adds to both gradients."""
+    w, b, mean, std = 1.7, -0.6, 0.4, variance**0.5
+    at = -b / w
+    t = (mean - at) / std
+    mass = (1 + math.erf(t / math.sqrt(2))) / 2
+    p = math.exp(-(t**2) / 2) / math.sqrt(2 * math.pi) / std
+    slope = p * (mean - at) / std**2
+    frozen = (mean - w) * mass + std**2 * p
+    # Where the kink is, -b / w, R^2 / 2 jumps by w^2 / 2 - w u, and |w| p is taken.
+    motion = (w**2 / 2 - w * at) * p - w * slope
+    return frozen, p, torch.tensor([motion * b / w**2, motion * -1 / w])
+
+
+def test_a_rectifier_learns_its_kink_which_autograd_does_not_see(monkeypatch):
+    """CD-1 tends to score matching with the density at the kink, with order 1."""
+    energy, grid = OneUnit(functional.relu).double(), on_a_grid(monkeypatch, 8000)
+    frozen, p, motion = kink(0.81)
+    limit = torch.tensor([frozen - p, 0.0]) + motion
+    assert frozen == pytest.approx(-0.3186, abs=1e-4)
+    assert limit.tolist() == pytest.approx([-0.8298, -0.1943], abs=1e-4)
+    errors = [(one_step(energy, e, grid) - limit).norm() for e in (0.4, 0.2, 0.1)]
+    assert errors[-1] < 0.04 and all(0.6 < order < 1.3 for order in orders(errors))
+    # The trace of the Hessian is 0 but for the kink, so that the rest is reconstruction.
+    seen = reconstruction(energy, grid, 0)
+    assert (seen - torch.tensor([frozen, 0.0])).abs().max() < 1e-4
+    assert (seen - limit).norm() > 10 * errors[-1]
+
+
+def test_denoising_sees_a_kink_and_holds_it_still():
+    """For blurred data it has the density at the kink, but no gradient moves a bias."""
+    energy, g, noise = OneUnit(functional.relu).double(), toys.seeded(9), 0.5
+    frozen, p, motion = kink(0.81 + noise**2)
+    y, rows = torch.zeros(4000, dtype=torch.int64), []
+    for _ in range(100):
+        u = 0.4 + 0.9 * torch.randn(4000, 1, generator=g, dtype=torch.float64)
+        loss = denoising(energy, u, y, noise=noise, temperature=1.0, generator=g)
+        rows.append(energy.gradients(loss, allow_unused=True, materialize_grads=True))
+    table = torch.stack(rows)
+    assert not table[:, 1].any() and motion[1] < -0.1
+    stats.assert_mean(table[:, 0], p - frozen)
+    # Without the density at the kink, or with its motion, it would be another number.
+    for wrong in (-frozen, p - frozen - motion[0]):
+        error = table[:, 0].std() / 10
+        assert abs(table[:, 0].mean() - wrong) > 8 * error
 
 
 def test_weighted_loss_teaches_what_steps_from_the_data_teach(monkeypatch):

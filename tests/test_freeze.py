@@ -5,6 +5,8 @@ import timm
 import torch
 import toys
 from torch import nn
+from torch.autograd.functional import hessian
+from torch.func import functional_call
 
 from ebm_from_clf import (
     ChainStore,
@@ -15,6 +17,7 @@ from ebm_from_clf import (
     ReferenceStart,
     Settings,
     UsageError,
+    WhiteNoise,
     finetune,
 )
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
@@ -217,6 +220,45 @@ def test_with_a_held_body_the_likelihood_is_linear_in_what_is_learned():
     for options in ({"kind": "logistic"}, {"square": 0.1}):
         other = [contrast_gradient(energy, head, **options) for head in heads]
         assert (other[0] - other[1]).abs().max() > 1e-3
+
+
+def test_with_a_held_body_the_likelihood_is_concave_and_bends_by_the_spread_of_features():
+    """Its second derivative is minus gamma^2 times the covariance of the features under p."""
+    with torch.random.fork_rng():
+        torch.random.manual_seed(4)
+        body = nn.Sequential(nn.Flatten(), nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 4))
+    reference = WhiteNoise(torch.full((1, 1, 2), 0.5))
+    energy = ClassifierEnergy(Headed(body, 4), reference, gain=3.0).double()
+    side = torch.linspace(-7, 7, 121).double()
+    u = torch.cartesian_prod(side, side).view(-1, 1, 1, 2)
+    y = torch.zeros(len(u), dtype=torch.int64)
+    observed = torch.randn(5, 1, 1, 2, generator=toys.seeded(), dtype=torch.float64)
+
+    def likelihood(name):
+        """The mean log-likelihood of class 0 as a function of a parameter."""
+        shape = energy.get_parameter(name).shape
+
+        def value(flat):
+            def tilt(v, n):
+                return -functional_call(energy, {name: flat.view(shape)}, (v, n))
+
+            return tilt(observed, y[:5]).mean() - tilt(u, y).logsumexp(0)
+
+        return hessian(value, energy.get_parameter(name).detach().flatten().clone())
+
+    found = likelihood("classifier.fc.weight")
+    with torch.no_grad():
+        share = (-energy(u, y)).softmax(0)
+        features = energy.classifier.body(energy.space(reference.decode(u)))
+        apart = features - (share[:, None] * features).sum(0)
+        expected = -9 * (share[:, None] * apart).T @ apart
+    assert (found[:4, :4] - expected).abs().max() < 1e-9 * expected.abs().max()
+    assert not found[4:].any() and expected.diagonal().max() < -1e-3
+    assert torch.linalg.eigvalsh(found).max() < 1e-9
+    # Under q the spread is another; where the body learns there is no such law.
+    under_q = features.T.cov(aweights=(-u.flatten(1).square().sum(1) / 2).softmax(0))
+    assert (9 * under_q + expected).abs().max() > 1e-2 * expected.abs().max()
+    assert torch.linalg.eigvalsh(likelihood("classifier.body.1.weight")).max() > 1e-3
 
 
 def test_learning_a_head_on_rotated_pixels_is_learning_the_linear_energy():
