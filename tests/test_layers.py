@@ -9,8 +9,8 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
-    ["adversarial", "langevin", "chains", "marginal", "swift"],
-    ["denoise", "objective", "untrained"],
+    ["adversarial", "langevin", "chains", "marginal", "prototype", "swift"],
+    ["denoise", "objective", "pieces", "untrained"],
     ["contrastive"],
     ["folders", "parts"],
     [
