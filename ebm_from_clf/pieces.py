@@ -1,7 +1,7 @@
 r"""The pieces of a prototype with any filters, by quadrature over their arrangement.
 
 .. math:: Z = \sum_\delta e^{\langle \beta, \delta \rangle + |B_\delta|^2 / 2} \,
-    P(\mathcal{N}(B_\delta, 1) \in \text{piece } \delta), \qquad B_\delta = \sum_k \delta_k \omega_k
+    P(\mathcal{N}(B_\delta, 1) \in \delta), \qquad B_\delta = \sum_k \delta_k \omega_k
 
 The hyperplanes :math:`\langle u, \omega_k \rangle + \beta_k = 0` cut the space that the filters
 span, of dimension R, into at most :math:`\sum_{i \le R} \binom{K}{i}` pieces. Along the last
@@ -14,7 +14,6 @@ power R - 1 of some hundred points.
 __all__ = ["PieceLaw"]
 
 import math
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -136,11 +135,11 @@ def _edges(slopes: Tensor, offsets: Tensor) -> Tensor:
     high = float(slopes[:, 0].clamp_min(0).sum()) + REACH
     n = math.ceil((high - low) / PANEL) + 1
     found = [torch.linspace(low, high, n).to(slopes).expand(*offsets.shape[:-1], n)]
-    for chosen in combinations(range(len(slopes)), slopes.shape[1]):
-        corner = slopes[list(chosen)]
+    for chosen in torch.combinations(torch.arange(len(slopes)), slopes.shape[1]):
+        corner = slopes[chosen]
         if torch.linalg.cond(corner) < 1 / ROUNDING:
             across = torch.linalg.inv(corner)[0]
-            found.append(-(offsets[..., list(chosen)] @ across)[..., None])
+            found.append(-(offsets[..., chosen] @ across)[..., None])
     return torch.cat(found, -1).clamp(low, high).sort(-1).values
 
 

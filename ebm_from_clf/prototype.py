@@ -7,10 +7,10 @@ r"""The prototype: the one-layer model of the paper, whose density is known in c
 
 in whitened coordinates, with :math:`\omega_k = \gamma A^\top w_k` and
 :math:`\beta_k = \gamma (b_k + \langle \mu, w_k \rangle)`; the normalisation of the classifier's
-input belongs to A and :math:`\mu` here. Which units are on, :math:`\delta_k = [r_k + \beta_k > 0]`,
-says in which piece an image lies, and on a piece the model is Gaussian around
-:math:`B = \sum_k \delta_k \omega_k`. Where the :math:`\omega_k` are orthogonal the units are
-independent and everything is a closed form, here. Where they are not, see
+input belongs to A and :math:`\mu` here. Which units are on, those with :math:`\delta_k =
+[r_k + \beta_k > 0]`, says in which piece an image lies, and on a piece the model is Gaussian
+around :math:`B = \sum_k \delta_k \omega_k`. Where the :math:`\omega_k` are orthogonal the units
+are independent and everything is a closed form, here. Where they are not, see
 :mod:`ebm_from_clf.pieces`.
 """
 
@@ -106,13 +106,12 @@ def read_filters(energy: ClassifierEnergy, temperature: float = 1.0) -> Filters:
         )
     if not 0 < temperature < math.inf:
         raise ValueError(f"PrototypeLaw: `temperature` must be positive, got {temperature}.")
-    network, space, reference = (
-        copy.deepcopy(part).double() for part in (network, energy.space, energy.reference)
-    )
-    k = len(network.bias)
+    network = copy.deepcopy(network).double()
+    space = copy.deepcopy(energy.space).double()
+    reference = copy.deepcopy(energy.reference).double()
     with torch.inference_mode(False), torch.enable_grad():
         # A row of zeros for each unit: its gradient is the tilt of that unit alone.
-        u = reference.mean.new_zeros(k, *reference.shape).requires_grad_()
+        u = torch.zeros_like(network.weight, requires_grad=True)
         responses = energy.gain * network.responses(space(reference.decode(u))).diagonal()
         (omega,) = torch.autograd.grad(responses.sum(), u)
     return Filters(omega / math.sqrt(temperature), responses.detach() / temperature)
@@ -215,7 +214,7 @@ class PrototypeLaw:
 
     @property
     def mean(self) -> Tensor:
-        r"""The mean image :math:`\mu + A \sum_k \pi_k \omega_k` in pixels, with shape (C, H, W)."""
+        r"""The mean :math:`\mu + A \sum_k \pi_k \omega_k`, in pixels, with shape (C, H, W)."""
         u = torch.einsum("k,kchw->chw", self.on, self.omega)
         return self._reference.decode(self._root * u)
 
