@@ -135,3 +135,100 @@ def is_readable(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> bool:
         bend = (ends[0] + ends[1]) / 2 - _run(energy, middle, y, slopes).tilt
         size = torch.stack(ends).abs().amax(0) + 1
         return bool((bend.abs() < ROUNDING * torch.finfo(u.dtype).eps * size).all())
+
+
+class _Slopes:
+    """The slopes of all rectifiers for one image, of which those of units at their kink move."""
+
+    def __init__(self, energy: ClassifierEnergy, u: Tensor, y: Tensor) -> None:
+        self.energy, self.y = energy, y
+        given = _run(energy, u, y).given
+        self.sizes = [(r.shape, r[0].numel()) for r in given]
+        self.slope = (_flat(given)[0] > 0).to(u)
+        self.kink = torch.zeros_like(self.slope, dtype=torch.bool)
+
+    def parts(self, slope: Tensor) -> list[Tensor]:
+        """Returns slopes in the shapes of the rectifiers."""
+        flat = slope.split([size for _, size in self.sizes])
+        return [part.view(shape) for part, (shape, _) in zip(flat, self.sizes, strict=True)]
+
+    def tilt(self, like: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns B and the gradients of the tilt in what the rectifiers make, with a graph."""
+        zero = torch.zeros_like(like, requires_grad=True)
+        found = _run(self.energy, zero, self.y, self.parts(slope))
+        b, *outgoing = torch.autograd.grad(
+            found.tilt.sum(), [zero, *found.made], create_graph=True, materialize_grads=True
+        )
+        return b, _flat(outgoing)[0]
+
+    def responses(self, u: Tensor, slope: Tensor) -> Tensor:
+        """Returns what the rectifiers are given, with shape (M)."""
+        return _flat(_run(self.energy, u, self.y, self.parts(slope)).given)[0]
+
+    def solve(self, like: Tensor) -> None:
+        """Finds the slopes at the kinks for which B lies on all of them, by Newton's method."""
+        where = self.kink.nonzero().flatten()
+
+        def off(theta: Tensor) -> Tensor:
+            slope = self.slope.index_put((where,), theta)
+            return self.responses(self.tilt(like, slope)[0], slope)[where]
+
+        for _ in range(NEWTON if len(where) else 0):
+            theta = self.slope[where].clamp(0, 1)
+            rates = torch.autograd.functional.jacobian(off, theta)
+            self.slope[where] = theta - torch.linalg.pinv(rates) @ off(theta).detach()
+
+    def stop(self, u: Tensor, end: Tensor, blocked: Tensor, outgoing: Tensor) -> Tensor:
+        """Goes towards B until the first unit changes; that one is kept at its kink or crossed."""
+        begin, target = self.responses(u, self.slope), self.responses(end, self.slope)
+        share = torch.where(blocked, (begin / (begin - target)).clamp(0, 1), 2)
+        k = int(share.argmin())
+        # A score that rises with the unit's output has a ridge of the energy there, no valley.
+        self.kink[k] = outgoing[k] < 0
+        if not self.kink[k]:
+            self.slope[k] = 1 - self.slope[k]
+        return (u + share[k] * (end - u)).detach()
+
+    def let_go(self, excess: Tensor) -> None:
+        """Lets the unit go whose slope is furthest outside of [0, 1]."""
+        k = int(excess.argmax())
+        self.kink[k] = False
+        self.slope[k] = float(self.slope[k] > 0.5)
+
+
+def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Rest:
+    """Descends the energy of a readable network from piece to piece to a minimum.
+
+    Arguments:
+        energy: The energy, with its parameters held.
+        u: Whitened coordinates of one image, with shape (1, C, H, W).
+        y: Its class index, with shape (1).
+    """
+    state = _Slopes(energy, u, y)
+    rounding, found = ROUNDING * torch.finfo(u.dtype).eps, False
+    for _ in range(ROUNDS):
+        state.solve(u)
+        b, outgoing = (t.detach() for t in state.tilt(u, state.slope))
+        r = state.responses(b, state.slope).detach()
+        near = rounding * (1 + r.abs().max())
+        on = state.slope > 0.5
+        blocked = ~state.kink & torch.where(on, r < -near, r > near)
+        if blocked.any():
+            u = state.stop(u, b, blocked, outgoing)
+            continue
+        u, theta = b, state.slope
+        excess = torch.where(outgoing > 0, 1.0, torch.maximum(-theta, theta - 1))
+        excess = torch.where(state.kink, excess, -1)
+        if excess.max() <= rounding:
+            found = bool((r[state.kink].abs() <= near).all())
+            break
+        state.let_go(excess)
+    return Rest(u, _residual(state, u), int(state.kink.sum()), found)
+
+
+def _residual(state: _Slopes, u: Tensor) -> float:
+    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1]."""
+    with torch.no_grad():
+        own = (_flat(_run(state.energy, u, state.y).given)[0] > 0).to(u)
+    slope = torch.where(state.kink, state.slope.clamp(0, 1), own)
+    return float((u - state.tilt(u, slope)[0]).norm().detach())

@@ -10,8 +10,8 @@ FLOORS = [
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
     ["adversarial", "langevin", "chains", "marginal", "prototype", "swift"],
-    ["denoise", "objective", "pieces", "untrained"],
-    ["contrastive"],
+    ["denoise", "kinks", "objective", "pieces", "untrained"],
+    ["contrastive", "minima"],
     ["folders", "parts"],
     [
         "demo",
