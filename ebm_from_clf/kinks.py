@@ -4,12 +4,13 @@ r"""The kinks of a rectifier network, and minima of the energy that lie on them.
     \theta_k = [r_k(u) > 0] \text{ elsewhere}
 
 With the slope :math:`\theta_k` of every rectifier given, a network of rectifiers and linear maps
-is linear, and :math:`B_\theta = \gamma A^\top \nabla f` of that linear map. A minimum of the energy
-inside a piece is its own reconstruction. One on a kink is so with fractional slopes: 0 lies in the
-generalised gradient (Clarke, 1983). The slopes are those for which :math:`r_k(B_\theta) = 0`, as
-many equations as unknowns. Which units are at their kink is found by an active set: a unit whose
-slope leaves [0, 1] is let go to that side, one that would change on the way to
-:math:`B_\theta` stops it there; it is kept if the energy rises beyond, and crossed if not.
+is linear, and :math:`B_\theta = \gamma A^\top \nabla f` of that linear map. A minimum of the
+energy inside a piece is its own reconstruction. One on a kink is so with fractional slopes: 0 lies
+in the generalised gradient (Clarke, 1983). The slopes are those for which
+:math:`r_k(B_\theta) = 0`, as many equations as unknowns. Which units are at their kink is found by
+an active set: a unit whose slope leaves [0, 1] is let go to that side, one that would change on
+the way to :math:`B_\theta` stops it there; it is kept if the energy rises beyond, and crossed if
+not. Kinks of max-pooling are not looked at.
 """
 
 __all__ = ["Rest", "come_to_rest", "is_readable", "pattern"]

@@ -2,13 +2,14 @@ r"""The minima of the energy: the images that a class remembers.
 
 .. math:: u = B(u) = \gamma A^\top \nabla f(\mu + A u)
 
-A minimum is its own top-down reconstruction (Xie et al., 2016): the energy is a memory, and a chain
-without noise recalls from it, as in a Hopfield network. Smooth networks have this to rounding. A
-network of rectifiers has it inside of a piece; where units lie on their kink, only with fractional
-slopes of these, see :mod:`ebm_from_clf.kinks`. On a box, B is brought back into it.
+A minimum is its own top-down reconstruction (Xie et al., 2016): the energy is a memory, and a
+chain without noise recalls from it, as in a Hopfield network. Smooth networks have this to
+rounding. A network of rectifiers has it inside of a piece; where units lie on their kink, only
+with fractional slopes of these, see :mod:`ebm_from_clf.kinks`. On a box, B is brought back into
+it.
 """
 
-__all__ = ["Minima", "Modes", "Recall", "descend", "modes", "recall"]
+__all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
 
 from typing import NamedTuple
 
@@ -118,7 +119,7 @@ def descend(
     return Minima(u, value, residual, kinks, found)
 
 
-def modes(minima: Minima, distance: float = 1e-3) -> Modes:
+def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
     """Counts distinct minima of a class: those within a distance are one, and so on along them.
 
     Arguments:

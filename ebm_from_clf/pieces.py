@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .energy import ClassifierEnergy
+from .noise import normal
 from .prototype import read_filters
 
 LARGEST_RANK = 3
@@ -53,6 +54,7 @@ class PieceLaw:
 
     def __init__(self, energy: ClassifierEnergy, temperature: float = 1.0) -> None:
         self.omega, self.beta = read_filters(energy, temperature)
+        self._root, self._dtype = math.sqrt(temperature), energy.reference.mean.dtype
         slopes = _coordinates(self.omega.flatten(1))
         if slopes.shape[1] > LARGEST_RANK:
             raise ValueError(
@@ -81,6 +83,33 @@ class PieceLaw:
         r""":math:`E |B|^2 = \sum_\delta p_\delta |B_\delta|^2`, a scalar."""
         tilts = self.patterns.to(self.omega) @ self.omega.flatten(1)
         return self.probability @ tilts.square().sum(1)
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        r"""Draws independent whitened coordinates from the model itself, with shape (n, C, H, W).
+
+        A pattern is proposed with the weight :math:`e^{\langle \beta, \delta \rangle +
+        |B_\delta|^2 / 2}` and u from :math:`\mathcal{N}(B_\delta, 1)`; it is taken if u has that
+        pattern. That is one proposal of :math:`2^K` or more, since no weight is above Z.
+
+        Arguments:
+            n: How many.
+            generator: The generator.
+        """
+        omega, k = self.omega.flatten(1), len(self.beta)
+        every = torch.cartesian_prod(*[omega.new_tensor([0, 1])] * k).view(-1, k)
+        tilts = every @ omega
+        weight = (every @ self.beta + tilts.square().sum(1) / 2).softmax(0).to(generator.device)
+        found, missing = [omega[:0]], n
+        while missing > 0:
+            proposed = torch.multinomial(weight, 2 * n, replacement=True, generator=generator)
+            proposed = proposed.to(omega.device)
+            u = tilts[proposed]
+            u = u + normal(u, generator)
+            own = ((u @ omega.T + self.beta > 0) == every[proposed].bool()).all(1)
+            found.append(u[own])
+            missing -= int(own.sum())
+        u = torch.cat(found)[:n].view(n, *self.omega.shape[1:])
+        return (self._root * u).to(self._dtype)
 
 
 def _coordinates(omega: Tensor) -> Tensor:

@@ -311,6 +311,27 @@ def test_pieces_of_orthogonal_filters_are_those_of_the_law(temperature):
     assert abs(float(law.reconstruction - pieces.reconstruction)) < 1e-8
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_samples_of_any_filters_have_the_probabilities_of_the_pieces(temperature):
+    energy = planar(4, 0.7)
+    law = PieceLaw(energy, temperature)
+    u = law.sample(N, generator=toys.seeded(12))
+    x = energy.space(energy.reference.decode(u))
+    on = (energy.classifier.responses(x) > 0).double()
+    # Stein: E u = E B, so that along with the patterns the Gaussians in them are compared.
+    tilts = law.omega.flatten(1) / temperature**0.5
+    for k in range(4):
+        stats.assert_mean(on[:, k], float(law.on[k]))
+    for axis in range(2):
+        stats.assert_mean((u.flatten(1) - temperature * on @ tilts)[:, axis], 0.0)
+    both = float(law.probability @ law.patterns[:, :2].all(1).double())
+    stats.assert_mean(on[:, 0] * on[:, 1], both)
+    with pytest.raises(AssertionError):
+        stats.assert_mean(on[:, 0], 1 - float(law.on[0]))
+    with pytest.raises(AssertionError):
+        stats.assert_mean(on[:, 0] * on[:, 1], float(law.on[0] * law.on[1]))
+
+
 def test_the_quadrature_has_converged(monkeypatch):
     for energy in (planar(5, 2.0), planar(4, 1.0, 5, 3), planar(5, 3.0, 5, 3)):
         coarse = PieceLaw(energy)
