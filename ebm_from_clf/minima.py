@@ -23,6 +23,7 @@ from .modes import frozen
 from .support import confine
 
 POLISH = 500
+SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
 
 class Minima(NamedTuple):
@@ -86,8 +87,8 @@ def descend(
         energy: The energy.
         u: Whitened coordinates to begin at, with shape (B, C, H, W).
         y: The class indices, with shape (B).
-        n_steps: The steps of the chains.
-        step_size: Their step e.
+        n_steps: The steps of the chains, then of shorter ones, and of shorter ones yet.
+        step_size: Their step e, at first.
 
     Raises:
         ValueError: If a class does not exist, or pixels of the energy are kept.
@@ -95,8 +96,9 @@ def descend(
     energy.check_classes(y, len(u))
     if energy.kept is not None:
         raise ValueError("descend: the energy keeps pixels. Descend the one it was made of.")
-    chain = Langevin(n_steps, step_size, temperature=0.0)
-    u, _ = chain(energy, u, y, generator=torch.Generator())
+    for shorter in SHORTER:
+        chain = Langevin(n_steps, step_size * shorter, temperature=0.0)
+        u, _ = chain(energy, u, y, generator=torch.Generator())
     kinks = torch.zeros_like(y, dtype=torch.int64)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u, y)
@@ -158,8 +160,8 @@ def recall(
         corrupted: What has become of them, with the same shape.
         y: Their class indices, with shape (B).
         distance: The largest distance in u of two minima that are one mode.
-        n_steps: The steps of the chains.
-        step_size: Their step e.
+        n_steps: The steps of the chains; see :func:`descend`.
+        step_size: Their step e, at first.
 
     Raises:
         TypeError: If the images are not floating point.
