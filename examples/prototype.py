@@ -25,13 +25,13 @@ def prototype(tilts, beta):
     return ebm.ClassifierEnergy(Prototype(weight, beta - weight.sum((1, 2, 3)) / 2), WHITE)
 
 
-def panel(energy, title, laws, dots):
+def panel(energy, title, laws, dots=()):
     u = torch.cartesian_prod(torch.linspace(5, -5, SIDE), torch.linspace(-5, 5, SIDE)).flip(1)
     low = energy(u.view(-1, 1, 1, 2), torch.zeros(len(u)).long()).detach().view(SIDE, SIDE)
     shade = (255 * ((low.min() - low) / 2).exp()).byte().numpy()  # the root of the density
     image = ImageOps.colorize(Image.fromarray(shade), "#fcfaf5", "#18466e")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(SIDE / 22)
-    for a, b in dots.view(-1, 2).tolist():
+    for a, b in torch.as_tensor(dots).view(-1, 2).tolist():
         draw.circle((SIDE * (0.5 + a / 10), SIDE * (0.5 - b / 10)), SIDE / 220, fill="#e08e1b")
     for law, color in zip(laws, ("#33424f", "#d0315a"), strict=False):
         for (a, b), beta in zip(law.omega.view(-1, 2).tolist(), law.beta.tolist(), strict=True):
@@ -39,25 +39,21 @@ def panel(energy, title, laws, dots):
             line = [SIDE * (0.5 + v / 10) for t in (-20, 20) for v in (x - t * b, -y - t * a)]
             draw.line(line, fill=color, width=SIDE // 250)
     draw.text((SIDE / 30, SIDE / 40), title, "#18344c", font)
-    draw.rectangle((0, 0, SIDE - 1, SIDE - 1), outline="#ffffff", width=SIDE // 50)
-    return image
+    return ImageOps.expand(image, SIDE // 50, "white")
 
 
 true = torch.tensor([[0, 2.6, -2], [-1.9, -1.1, -1.4], [2.1, -1.2, -2.4], [1.4, 0.8, -0.5]])
 true, g = prototype(true[:, :2], true[:, 2]), torch.Generator().manual_seed(0)
-learned = prototype(torch.randn(4, 2, generator=g), -torch.ones(4))
+fit = prototype(torch.randn(4, 2, generator=g), -torch.ones(4))
 u, y = PieceLaw(true).sample(N, generator=g), torch.zeros(N).long()
 settings = ebm.Settings(
     UPDATES, N // 4, 0, learning_rate=0.3, chains=ChainSettings(N // 4, 0.01),
     sampler=ebm.Langevin(10, 0.4), objective=ebm.Objective(cross_entropy=0, data_noise=0),
 )  # fmt: skip
-tuner = ebm.Finetuner(learned, torch.utils.data.TensorDataset(WHITE.decode(u), y), settings)
+tuner = ebm.Finetuner(fit, torch.utils.data.TensorDataset(WHITE.decode(u), y), settings)
 tuner.run()
-laws, chains = [PieceLaw(true), PieceLaw(learned)], WHITE.encode(tuner.chains.pixels([0], 500))
-panels = [panel(true, "density and pieces", laws[:1], u[:0]), panel(true, "chains", [], chains)]
-sheet = np.hstack([*panels, panel(learned, "learned", laws, u[:0])])
-Image.fromarray(sheet).resize((3 * SIDE // 2, SIDE // 2), Image.Resampling.LANCZOS).save(
-    "prototype.png"
-)
-gap = (learned(u, y) - true(u, y)).mean() + laws[1].log_z - laws[0].log_z
+laws, x = [PieceLaw(true), PieceLaw(fit)], WHITE.encode(tuner.chains.pixels([0], 500))
+rows = [panel(true, "pieces", laws[:1]), panel(true, "chains", [], x), panel(fit, "learned", laws)]
+Image.fromarray(np.hstack(rows)).reduce(2).save("prototype.png")
+gap = (fit(u, y) - true(u, y)).mean() + laws[1].log_z - laws[0].log_z
 print(f"KL of the learned law, by {N} exact draws: {float(gap):.4f} nats")
