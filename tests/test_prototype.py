@@ -8,7 +8,9 @@ import stats
 import torch
 import toys
 
-from ebm_from_clf import ClassifierEnergy, Langevin, Smoothing, WhiteNoise
+from ebm_from_clf import ClassifierEnergy, Langevin, Objective, Settings, Smoothing, WhiteNoise
+from ebm_from_clf.chain_settings import ChainSettings, StartSettings
+from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.pieces import PieceLaw
 from ebm_from_clf.prototype import Prototype, PrototypeLaw, read_filters
@@ -340,6 +342,65 @@ def test_the_quadrature_has_converged(monkeypatch):
             fine = PieceLaw(energy)
         assert abs(float(coarse.log_z - fine.log_z)) < 1e-10
         assert (coarse.on - fine.on).abs().max() < 1e-9
+
+
+class Draws(torch.utils.data.Dataset):
+    """Exact draws of one class, as a data set in memory."""
+
+    def __init__(self, x):
+        self.x, self.labels = x, torch.zeros(len(x)).long()
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], self.labels[i]
+
+    __getitems__ = __getitem__
+
+
+def test_finetuning_learns_the_truth_to_its_standard_errors():
+    """One class, no cross-entropy; errors by Fisher, the inverse of n Cov_p dF."""
+    n = 2000
+    tilts = torch.tensor([[1.2, 0.9, 0.0, 0.0], [0.0, 0.0, 1.0, -1.4]])
+    # Dark, so that errors of filters and biases are not nearly the same.
+    reference = WhiteNoise(torch.full((1, 2, 2), 0.1), 0.15)
+    weight = tilts.view(2, 1, 2, 2) / 0.15
+    beta = torch.tensor([-0.6, -1.0])
+    true = Prototype(weight, beta - 0.1 * weight.sum((1, 2, 3)))
+    law = PrototypeLaw(ClassifierEnergy(true, reference))
+    x = reference.decode(law.sample(n, generator=toys.seeded(13)))
+    # Units are exchangeable: near the truth, so that it is known which is which.
+    learned = Prototype(1.15 * weight, true.bias + 0.2)
+    settings = Settings(
+        updates=200,
+        batch_size=n,
+        clean_batch_size=0,
+        learning_rate=0.1,
+        sampler=Langevin(12, 0.4, variance_corrected=True),
+        start=StartSettings("reference"),
+        chains=ChainSettings(n, restart_rate=0.0, burn_in=40),
+        objective=Objective(cross_entropy=0.0, data_noise=0.0),
+    )
+    tuner = Finetuner(ClassifierEnergy(learned, reference), Draws(x), settings)
+    tuner.run()
+    assert tuner.chains.n_classes == 1 and not tuner.guard.actions
+    many = law.sample(N, generator=toys.seeded(14))
+    image = reference.decode(many).flatten(1)
+    on = (true.responses(image) > 0).double()
+    gradient = torch.einsum("nk,nd->nkd", on, torch.cat([image, torch.ones(N, 1)], 1).double())
+    fisher = n * torch.cov(gradient.flatten(1).T)
+
+    def off(weight, bias):
+        """z-scores, and chi^2 by degree of freedom."""
+        rows = torch.cat([(learned.weight - weight).flatten(1), (learned.bias - bias)[:, None]], 1)
+        d = rows.detach().double().flatten()
+        return float((d / torch.linalg.inv(fisher).diagonal().sqrt()).abs().max()), d @ fisher @ d
+
+    z, chi = off(true.weight, true.bias)
+    assert z < 4.5 and float(chi) / 10 < 1 + 5 * (2 / 10) ** 0.5
+    for mutant in ((1.15 * true.weight, true.bias), (true.weight, true.bias + 1.0)):
+        assert float(off(*mutant)[1]) / 10 > 2 + 5 * (2 / 10) ** 0.5
 
 
 def test_one_class_works_as_a_classifier():
