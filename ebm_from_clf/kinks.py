@@ -130,7 +130,7 @@ def is_readable(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> bool:
         given = _run(energy, u, y).given
         slopes = [(r > 0).to(r) for r in given]
         # A rectifier that is fed with something else than images has no unit of an image.
-        if not all(len(r) == len(u) for r in given):
+        if not given or not all(len(r) == len(u) for r in given):
             return False
         ends, middle = [_run(energy, s * u, y, slopes).tilt for s in (-1, 1)], 0 * u
         bend = (ends[0] + ends[1]) / 2 - _run(energy, middle, y, slopes).tilt
