@@ -178,22 +178,30 @@ def recall(
 
 def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
     """Descends a smooth energy to rounding."""
+    # A line search compares energies, whose rounding hides the last digits of u; then without.
+    for search in ("strong_wolfe", None):
+        v = _lbfgs(energy, u, y, search)
+        if _residual(energy, v, y) < _residual(energy, u, y):
+            u = v
+    return u
+
+
+def _lbfgs(energy: ClassifierEnergy, u: Tensor, y: Tensor, search: str | None) -> Tensor:
     v = u.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v],
         max_iter=POLISH,
-        tolerance_grad=0.0,
+        tolerance_grad=torch.finfo(u.dtype).eps,
         tolerance_change=0.0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
+        line_search_fn=search,
     )
 
-    def closure() -> Tensor:
+    def closure() -> float:
         value, score = energy_and_score(energy, v, y)
         v.grad = -score
-        return value.sum()
+        return float(value)
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return v.detach()
 
 
