@@ -42,9 +42,9 @@ def panel(energy, title, laws, dots=()):
     return ImageOps.expand(image, SIDE // 50, "white")
 
 
-true = torch.tensor([[0, 2.6, -2], [-1.9, -1.1, -1.4], [2.1, -1.2, -2.4], [1.4, 0.8, -0.5]])
-true, g = prototype(true[:, :2], true[:, 2]), torch.Generator().manual_seed(0)
-fit = prototype(torch.randn(4, 2, generator=g), -torch.ones(4))
+true = prototype(torch.tensor([[0, 2.5], [-2.1, -1.2], [2, -1.3]]), torch.tensor([-3, -2.6, -2.4]))
+g = torch.Generator().manual_seed(0)
+fit = prototype(2 * torch.randn(3, 2, generator=g), -2 * torch.ones(3))
 u, y = PieceLaw(true).sample(N, generator=g), torch.zeros(N).long()
 settings = ebm.Settings(
     UPDATES, N // 4, 0, learning_rate=0.3, chains=ChainSettings(N // 4, 0.01),
@@ -56,4 +56,4 @@ laws, x = [PieceLaw(true), PieceLaw(fit)], WHITE.encode(tuner.chains.pixels([0],
 rows = [panel(true, "pieces", laws[:1]), panel(true, "chains", [], x), panel(fit, "learned", laws)]
 Image.fromarray(np.hstack(rows)).reduce(2).save("prototype.png")
 gap = (fit(u, y) - true(u, y)).mean() + laws[1].log_z - laws[0].log_z
-print(f"KL of the learned law, by {N} exact draws: {float(gap):.4f} nats")
+print(f"KL of the learned law, by {N} exact draws: {gap.item():.4f} nats")

@@ -315,23 +315,27 @@ def test_pieces_of_orthogonal_filters_are_those_of_the_law(temperature):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_samples_of_any_filters_have_the_probabilities_of_the_pieces(temperature):
-    energy = planar(4, 0.7)
+    tilts = torch.tensor([[0, 1.5], [-1.3, -0.8], [1.2, -0.7], [1, 0.5]]).double()
+    bias = torch.tensor([-0.8, -0.5, -0.6, -0.3]) - 2 * tilts.sum(1)
+    reference = WhiteNoise(torch.full((1, 1, 2), 0.5), 0.25)
+    energy = ClassifierEnergy(Prototype(4 * tilts.view(-1, 1, 1, 2), bias), reference).double()
     law = PieceLaw(energy, temperature)
     u = law.sample(N, generator=toys.seeded(12))
     x = energy.space(energy.reference.decode(u))
     on = (energy.classifier.responses(x) > 0).double()
     # Stein: E u = E B, so that along with the patterns the Gaussians in them are compared.
-    tilts = law.omega.flatten(1) / temperature**0.5
     for k in range(4):
         stats.assert_mean(on[:, k], float(law.on[k]))
     for axis in range(2):
-        stats.assert_mean((u.flatten(1) - temperature * on @ tilts)[:, axis], 0.0)
-    both = float(law.probability @ law.patterns[:, :2].all(1).double())
-    stats.assert_mean(on[:, 0] * on[:, 1], both)
+        stats.assert_mean((u.flatten(1) - on @ tilts)[:, axis], 0.0)
+    both = float(law.probability @ law.patterns[:, 2:].all(1).double())
+    stats.assert_mean(on[:, 2] * on[:, 3], both)
     with pytest.raises(AssertionError):
-        stats.assert_mean(on[:, 0], 1 - float(law.on[0]))
+        stats.assert_mean(on[:, 2], 1 - float(law.on[2]))
     with pytest.raises(AssertionError):
-        stats.assert_mean(on[:, 0] * on[:, 1], float(law.on[0] * law.on[1]))
+        stats.assert_mean((u.flatten(1) - 0.8 * on @ tilts)[:, 1], 0.0)
+    with pytest.raises(AssertionError):
+        stats.assert_mean(on[:, 2] * on[:, 3], float(law.on[2] * law.on[3]))
 
 
 def test_the_quadrature_has_converged(monkeypatch):
@@ -401,6 +405,16 @@ def test_finetuning_learns_the_truth_to_its_standard_errors():
     assert z < 4.5 and float(chi) / 10 < 1 + 5 * (2 / 10) ** 0.5
     for mutant in ((1.15 * true.weight, true.bias), (true.weight, true.bias + 1.0)):
         assert float(off(*mutant)[1]) / 10 > 2 + 5 * (2 / 10) ** 0.5
+
+
+def test_starts_keep_no_more_components_than_there_are_pixels():
+    energy = planar(2).float()
+    x = energy.reference.sample(50, generator=toys.seeded(15))
+    start = StartSettings().build(energy, Draws(x), 1)
+    drawn = start(torch.zeros(20_000).long(), generator=toys.seeded(16)).flatten(1)
+    exact = torch.cov(x.flatten(1).T)
+    # Clipping takes some away, the wrong number of components half.
+    assert (torch.cov(drawn.T) - exact).abs().max() < 0.2 * exact.abs().max()
 
 
 def test_one_class_works_as_a_classifier():
