@@ -96,16 +96,17 @@ def read_filters(energy: ClassifierEnergy, temperature: float = 1.0) -> Filters:
     network = energy.classifier
     if not isinstance(network, Prototype):
         raise TypeError(
-            f"PrototypeLaw: the classifier must be a Prototype, got {type(network).__name__}."
+            "law of a prototype: the classifier must be a Prototype, got "
+            f"{type(network).__name__}."
         )
     plain = energy.gauge == "raw" and energy.support == "unbounded" and energy.kept is None
     if not plain or energy.smoothing is not None:
         raise ValueError(
-            "PrototypeLaw: the energy must be in the gauge `raw`, unbounded, without smoothing "
-            "and without a region that is kept."
+            "law of a prototype: the energy must be in the gauge `raw`, unbounded, without "
+            "smoothing and without a region that is kept."
         )
     if not 0 < temperature < math.inf:
-        raise ValueError(f"PrototypeLaw: `temperature` must be positive, got {temperature}.")
+        raise ValueError(f"law of a prototype: `temperature` must be positive, got {temperature}.")
     network = copy.deepcopy(network).double()
     space = copy.deepcopy(energy.space).double()
     reference = copy.deepcopy(energy.reference).double()
@@ -131,10 +132,6 @@ class PrototypeLaw:
     Everything is float64 and in nats. At another temperature than 1 it is the law of the model
     that a chain samples, of :math:`\omega / \sqrt T` and :math:`\beta / T`, whose responses
     are :math:`r_k / T`; images, and u of :meth:`sample`, are those of the energy.
-
-    References:
-        | A Theory of Generative ConvNet (Xie et al., 2016)
-        | https://arxiv.org/abs/1602.03264
 
     Arguments:
         energy: The energy of a :class:`Prototype`, in the gauge `raw`, on all images.

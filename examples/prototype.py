@@ -18,11 +18,11 @@ from ebm_from_clf.prototype import Prototype
 
 N, UPDATES, SIDE = (400, 40, 200) if os.environ.get("QUICK") else (2000, 400, 1000)
 WHITE = ebm.WhiteNoise(torch.full((1, 1, 2), 0.5), 0.15)
+SPACE = ebm.PixelSpace([0.5], [0.15], (1, 2))  # so that filters are tilts in u
 
 
 def prototype(tilts, beta):
-    weight = tilts.view(-1, 1, 1, 2) / WHITE.scale
-    return ebm.ClassifierEnergy(Prototype(weight, beta - weight.sum((1, 2, 3)) / 2), WHITE)
+    return ebm.ClassifierEnergy(Prototype(tilts.view(-1, 1, 1, 2), beta), WHITE, SPACE)
 
 
 def panel(energy, title, laws, dots=()):
@@ -43,12 +43,12 @@ def panel(energy, title, laws, dots=()):
 
 
 true = prototype(torch.tensor([[0, 2.5], [-2.1, -1.2], [2, -1.3]]), torch.tensor([-3, -2.6, -2.4]))
-g = torch.Generator().manual_seed(0)
+g = torch.Generator().manual_seed(1)
 fit = prototype(2 * torch.randn(3, 2, generator=g), -2 * torch.ones(3))
 u, y = PieceLaw(true).sample(N, generator=g), torch.zeros(N).long()
 settings = ebm.Settings(
-    UPDATES, N // 4, 0, learning_rate=0.3, chains=ChainSettings(N // 4, 0.01),
-    sampler=ebm.Langevin(10, 0.4), objective=ebm.Objective(cross_entropy=0, data_noise=0),
+    UPDATES, N // 4, 0, learning_rate=0.05, chains=ChainSettings(N // 4, 0.01),
+    sampler=ebm.Langevin(10, 0.3), objective=ebm.Objective(cross_entropy=0, data_noise=0),
 )  # fmt: skip
 tuner = ebm.Finetuner(fit, torch.utils.data.TensorDataset(WHITE.decode(u), y), settings)
 tuner.run()
