@@ -51,14 +51,14 @@ class Modes(NamedTuple):
     Arguments:
         u: The lowest minimum of each mode, the lowest mode first, with shape (M, C, H, W).
         energy: Their energies, in nats, with shape (M).
-        count: How many fell into each, with shape (M).
-        index: Which mode each fell into, with shape (B).
+        number: How many fell into each, with shape (M).
+        mode: Which mode each fell into, with shape (B).
     """
 
     u: Tensor
     energy: Tensor
-    count: Tensor
-    index: Tensor
+    number: Tensor
+    mode: Tensor
 
 
 class Recall(NamedTuple):
@@ -138,8 +138,8 @@ def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
         if torch.equal(lowest, rank):
             break
         rank = lowest
-    first, index, count = rank.unique(return_inverse=True, return_counts=True)
-    return Modes(minima.u[order[first]], minima.energy[order[first]], count, index)
+    first, mode, number = rank.unique(return_inverse=True, return_counts=True)
+    return Modes(minima.u[order[first]], minima.energy[order[first]], number, mode)
 
 
 def recall(

@@ -62,7 +62,7 @@ def test_minima_of_a_prototype_are_known():
     found = descend(energy, 2 * starts(60, toys.SHAPE), zeros(60))
     assert found.found.all() and (found.kinks == 0).all() and (found.residual < 1e-12).all()
     modes = count_modes(found)
-    assert len(modes.count) == 4 and int(modes.count.sum()) == 60
+    assert len(modes.number) == 4 and int(modes.number.sum()) == 60
     exact = WELLS @ omega
     away = torch.cdist(modes.u.flatten(1), exact)
     assert (away.amin(1) < 1e-6).all() and len(away.argmin(1).unique()) == 4
@@ -73,9 +73,7 @@ def test_minima_of_a_prototype_are_known():
     weak.gain /= 1.4
     assert (weak.reconstruct(x, zeros(60)) - x).abs().max() > 0.01
     assert (modes.energy.diff() > 0).all()
-    assert torch.equal(
-        modes.u[modes.index].sub(found.u).flatten(1).norm(dim=1) < 1e-6, found.found
-    )
+    assert torch.equal(modes.u[modes.mode].sub(found.u).flatten(1).norm(dim=1) < 1e-6, found.found)
 
 
 def test_as_many_fall_into_a_mode_as_begin_on_its_side():
@@ -248,9 +246,9 @@ def test_modes_are_joined_along_a_chain_and_no_further():
     value = torch.tensor([3.0, 2.0, 5.0, 1.0, 4.0])
     minima = Minima(u, value, value, zeros(5), value > 0)
     modes = count_modes(minima, distance=1.0)
-    assert modes.count.tolist() == [2, 3] and modes.index.tolist() == [1, 1, 1, 0, 0]
+    assert modes.number.tolist() == [2, 3] and modes.mode.tolist() == [1, 1, 1, 0, 0]
     assert modes.u.flatten().tolist() == pytest.approx([4.0, 0.9])
-    assert len(count_modes(minima, distance=0.6).count) == 4
+    assert len(count_modes(minima, distance=0.6).number) == 4
 
 
 def test_what_cannot_be_descended_is_refused():
