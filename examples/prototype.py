@@ -16,7 +16,7 @@ from ebm_from_clf.chain_settings import ChainSettings
 from ebm_from_clf.pieces import PieceLaw
 from ebm_from_clf.prototype import Prototype
 
-N, UPDATES, SIDE = (400, 40, 200) if os.environ.get("QUICK") else (2000, 400, 1000)
+N, UPDATES, SIDE = (400, 100, 200) if os.environ.get("QUICK") else (2000, 400, 1000)
 WHITE = ebm.WhiteNoise(torch.full((1, 1, 2), 0.5), 0.15)
 SPACE = ebm.PixelSpace([0.5], [0.15], (1, 2))  # so that filters are tilts in u
 
