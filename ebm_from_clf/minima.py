@@ -99,7 +99,7 @@ def descend(
     for shorter in SHORTER:
         chain = Langevin(n_steps, step_size * shorter, temperature=0.0)
         u, _ = chain(energy, u, y, generator=torch.Generator())
-    kinks = torch.zeros_like(y, dtype=torch.int64)
+    kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u, y)
         if readable:
@@ -108,8 +108,8 @@ def descend(
             ]
             u = torch.cat([rest.u for rest in rests])
             residual = u.new_tensor([rest.residual for rest in rests])
-            kinks = y.new_tensor([rest.kinks for rest in rests])
-            found = torch.tensor([rest.found for rest in rests], device=y.device)
+            kinks = kinks.new_tensor([rest.kinks for rest in rests])
+            found = kinks.new_tensor([rest.found for rest in rests], dtype=torch.bool)
         else:
             if energy.support == "unbounded":
                 u = torch.cat(

@@ -38,7 +38,7 @@ def panel(energy, title, laws, dots=()):
             x, y = (-beta * w / (a * a + b * b) for w in (a, b))  # where the kink is nearest to 0
             line = [SIDE * (0.5 + v / 10) for t in (-20, 20) for v in (x - t * b, -y - t * a)]
             draw.line(line, fill=color, width=SIDE // 250)
-    draw.text((SIDE / 30, SIDE / 40), title, "#18344c", font)
+    draw.text((SIDE / 30, SIDE * 0.93), title, "#18344c", font)
     return ImageOps.expand(image, SIDE // 50, "white")
 
 
