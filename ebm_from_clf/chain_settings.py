@@ -69,7 +69,8 @@ class StartSettings:
         x, y = gather(dataset, self.per_class, low)
         if self.kind == "data":
             return DataStart(x, y, n_classes, size=size)
-        rank = min(self.rank, int(torch.bincount(y, minlength=n_classes).min()) - 1)
+        fewest = int(torch.bincount(y, minlength=n_classes).min())
+        rank = min(self.rank, fewest - 1, x[0].numel())
         options: dict[str, Any] = {"rank": max(rank, 0), "residual": self.residual, "size": size}
         if self.modes > 1:
             return ClassMixture.fit(x, y, n_classes, modes=self.modes, **options)

@@ -49,3 +49,10 @@ def test_imagenet_without_training(tmp_path):
     out = run("imagenet_without_training.py", tmp_path)
     assert (tmp_path / "zebras.png").is_file() and (tmp_path / "tiger.png").is_file()
     assert out.count(",") == 5 + 4
+
+
+def test_prototype(tmp_path):
+    out = run("prototype.py", tmp_path)
+    assert (tmp_path / "prototype.png").is_file()
+    # The filters that it begins with are 1.17 nats off.
+    assert float(out.split()[-2]) < 0.2

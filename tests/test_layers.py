@@ -9,9 +9,9 @@ FLOORS = [
     ["fold", "reference", "smooth", "space"],
     ["fitted", "spectral", "start", "support"],
     ["energy", "mixture"],
-    ["adversarial", "langevin", "chains", "marginal", "swift", "switches"],
-    ["denoise", "objective", "untrained"],
-    ["contrastive"],
+    ["adversarial", "langevin", "chains", "marginal", "prototype", "swift", "switches"],
+    ["denoise", "kinks", "objective", "pieces", "untrained"],
+    ["contrastive", "minima"],
     ["folders", "parts"],
     [
         "demo",

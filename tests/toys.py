@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ebm_from_clf import ClassifierEnergy, FittedGaussian, Langevin, PixelSpace
+from ebm_from_clf.prototype import Prototype
 
 SHAPE = (2, 3, 4)
 DIM = 24
@@ -98,3 +99,27 @@ def langevin_moments(
     stationary = sampler.temperature * (1 if sampler.variance_corrected else 1 / (1 - e**2 / 4))
     var = a ** (2 * n) * var_0 + stationary * (1 - a ** (2 * n))
     return mean, torch.full_like(mean, var)
+
+
+def dense_space(energy: ClassifierEnergy) -> tuple[Tensor, Tensor]:
+    """Mean and factor of the reference in the classifier's input, dense, float64."""
+    mean, std = energy.space.mean.double(), energy.space.std.double()
+    ref = energy.reference
+    center = ((ref.mean.double() - mean) / std).flatten()
+    return center, dense(ref) / std.expand(ref.shape).reshape(-1, 1)
+
+
+def prototype(tilts: Tensor, beta: Tensor, gain: float = 1.4) -> ClassifierEnergy:
+    """A prototype of given tilts in u, (K, DIM), and responses at the mean, (K), float64."""
+    blank = Prototype(torch.zeros(len(beta), *SHAPE), torch.zeros(len(beta)))
+    energy = ClassifierEnergy(blank, reference(), space(), gain=gain)
+    center, a = dense_space(energy)
+    weight = torch.linalg.solve(a.T, tilts.T).T / gain
+    energy.classifier = Prototype(weight.view(-1, *SHAPE), beta / gain - weight @ center)
+    return energy.double()
+
+
+def orthogonal(norms: Tensor, seed: int = 4) -> Tensor:
+    """Orthogonal tilts of given norms, with shape (K, DIM), float64."""
+    root = torch.randn(DIM, len(norms), generator=seeded(seed), dtype=torch.float64)
+    return torch.linalg.qr(root)[0].T * norms[:, None]

@@ -1,0 +1,214 @@
+r"""The minima of the energy: the images that a class remembers.
+
+.. math:: u = B(u) = \gamma A^\top \nabla f(\mu + A u)
+
+A minimum is its own top-down reconstruction (Xie et al., 2016): the energy is a memory, and a
+chain without noise recalls from it, as in a Hopfield network. Smooth networks have this to
+rounding. A network of rectifiers has it inside of a piece; where units lie on their kink, only
+with fractional slopes of these, see :mod:`ebm_from_clf.kinks`. On a box, B is brought back into
+it.
+"""
+
+__all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .energy import ClassifierEnergy
+from .kinks import come_to_rest, is_readable
+from .langevin import Langevin, energy_and_score
+from .modes import frozen
+from .support import confine
+
+POLISH = 500
+SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
+
+
+class Minima(NamedTuple):
+    """Where the energy was descended to.
+
+    Arguments:
+        u: Whitened coordinates, with shape (B, C, H, W).
+        energy: The energies, in nats, with shape (B).
+        residual: The distances of u from its reconstruction, in u, with shape (B).
+        kinks: The number of units at their kink, with shape (B); 0 inside of a piece, and where
+            the kinks of a network cannot be read.
+        found: Whether it is a minimum, up to rounding, with shape (B).
+    """
+
+    u: Tensor
+    energy: Tensor
+    residual: Tensor
+    kinks: Tensor
+    found: Tensor
+
+
+class Modes(NamedTuple):
+    """Distinct minima.
+
+    Arguments:
+        u: The lowest minimum of each mode, the lowest mode first, with shape (M, C, H, W).
+        energy: Their energies, in nats, with shape (M).
+        number: How many fell into each, with shape (M).
+        mode: Which mode each fell into, with shape (B).
+    """
+
+    u: Tensor
+    energy: Tensor
+    number: Tensor
+    mode: Tensor
+
+
+class Recall(NamedTuple):
+    """What corrupted images were taken for.
+
+    Arguments:
+        images: The modes that they fell into, in pixels, with shape (B, C, H, W).
+        expected: Those of the clean images, with the same shape.
+        right: Whether the two are the same mode, with shape (B).
+    """
+
+    images: Tensor
+    expected: Tensor
+    right: Tensor
+
+
+def descend(
+    energy: ClassifierEnergy, u: Tensor, y: Tensor, *, n_steps: int = 100, step_size: float = 0.3
+) -> Minima:
+    """Descends the energy to its minima: chains without noise, then a polish to rounding.
+
+    The polish goes image by image: from piece to piece if the network is linear but for
+    rectifiers that are parts of it, by L-BFGS if not. On a box there is none.
+
+    Arguments:
+        energy: The energy.
+        u: Whitened coordinates to begin at, with shape (B, C, H, W).
+        y: The class indices, with shape (B).
+        n_steps: The steps of the chains, then of shorter ones, and of shorter ones yet.
+        step_size: Their step e, at first.
+
+    Raises:
+        ValueError: If a class does not exist, or pixels of the energy are kept.
+    """
+    energy.check_classes(y, len(u))
+    if energy.kept is not None:
+        raise ValueError("descend: the energy keeps pixels. Descend the one it was made of.")
+    for shorter in SHORTER:
+        chain = Langevin(n_steps, step_size * shorter, temperature=0.0)
+        u, _ = chain(energy, u, y, generator=torch.Generator())
+    kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+    with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
+        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u, y)
+        if readable:
+            rests = [
+                come_to_rest(energy, *one) for one in zip(u.split(1), y.split(1), strict=True)
+            ]
+            u = torch.cat([rest.u for rest in rests])
+            residual = u.new_tensor([rest.residual for rest in rests])
+            kinks = kinks.new_tensor([rest.kinks for rest in rests])
+            found = kinks.new_tensor([rest.found for rest in rests], dtype=torch.bool)
+        else:
+            if energy.support == "unbounded":
+                u = torch.cat(
+                    [_polish(energy, v, c) for v, c in zip(u.split(1), y.split(1), strict=True)]
+                )
+            residual = _residual(energy, u, y)
+            found = residual <= torch.finfo(u.dtype).eps ** 0.5 * (1 + u.flatten(1).norm(dim=1))
+        value = energy(u, y).detach()
+    return Minima(u, value, residual, kinks, found)
+
+
+def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
+    """Counts distinct minima of a class: those within a distance are one, and so on along them.
+
+    Arguments:
+        minima: Minima of one class.
+        distance: The largest distance, in u.
+    """
+    flat = minima.u.flatten(1)
+    near = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") <= distance
+    order = minima.energy.argsort()
+    rank = order.argsort()
+    while True:
+        # Each takes the lowest of the minima near it, until none changes.
+        lowest = torch.where(near, rank, len(rank)).amin(1)
+        if torch.equal(lowest, rank):
+            break
+        rank = lowest
+    first, mode, number = rank.unique(return_inverse=True, return_counts=True)
+    return Modes(minima.u[order[first]], minima.energy[order[first]], number, mode)
+
+
+def recall(
+    energy: ClassifierEnergy,
+    clean: Tensor,
+    corrupted: Tensor,
+    y: Tensor,
+    *,
+    distance: float = 1e-3,
+    n_steps: int = 100,
+    step_size: float = 0.3,
+) -> Recall:
+    """Lets corrupted images fall into modes, and tells whether it is those of the clean ones.
+
+    Arguments:
+        energy: The energy.
+        clean: Images, pixels in [0, 1], with shape (B, C, H, W).
+        corrupted: What has become of them, with the same shape.
+        y: Their class indices, with shape (B).
+        distance: The largest distance in u of two minima that are one mode.
+        n_steps: The steps of the chains; see :func:`descend`.
+        step_size: Their step e, at first.
+
+    Raises:
+        TypeError: If the images are not floating point.
+        ValueError: If a shape is wrong, a class does not exist, or pixels are kept.
+    """
+    ends = []
+    for x in (clean, corrupted):
+        energy.space.check(x)
+        u = energy.reference.encode(x)
+        ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size).u)
+    right = (ends[0] - ends[1]).flatten(1).norm(dim=1) <= distance
+    return Recall(energy.reference.decode(ends[1]), energy.reference.decode(ends[0]), right)
+
+
+def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
+    """Descends a smooth energy to rounding."""
+    # A line search compares energies, whose rounding hides the last digits of u; then without.
+    for search in ("strong_wolfe", None):
+        v = _lbfgs(energy, u, y, search)
+        if _residual(energy, v, y) < _residual(energy, u, y):
+            u = v
+    return u
+
+
+def _lbfgs(energy: ClassifierEnergy, u: Tensor, y: Tensor, search: str | None) -> Tensor:
+    v = u.detach().clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [v],
+        max_iter=POLISH,
+        tolerance_grad=torch.finfo(u.dtype).eps,
+        tolerance_change=0.0,
+        line_search_fn=search,
+    )
+
+    def closure() -> float:
+        value, score = energy_and_score(energy, v, y)
+        v.grad = -score
+        return float(value)
+
+    optimizer.step(closure)
+    return v.detach()
+
+
+def _residual(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
+    """Returns |u - B|, or on a box the distance from B brought back into it, with shape (B)."""
+    _, score = energy_and_score(energy, u, y)
+    b = u + score
+    if energy.support != "unbounded":
+        b = confine(b, energy.reference, "clamp")
+    return (u - b).flatten(1).norm(dim=1)
