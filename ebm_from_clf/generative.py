@@ -1,0 +1,113 @@
+r"""The generative ConvNet of a single category: its score is all that its last layer responds.
+
+.. math:: f(x) = \frac{1}{n} \sum_k \sum_a F_k^{(L)}(x)_a, \qquad
+    F_k^{(l)} = \max\Big(0, \sum_j w_{kj}^{(l)} * F_j^{(l-1)} + b_k^{(l)}\Big)
+
+summed over channels k and places a (Xie et al., 2016, https://arxiv.org/abs/1602.03264). The n is
+how many there are in an image of the size that it learns from, so that scores are of the order of
+a logit. It is fully convolutional: a texture learned at one size is drawn at any other one, with
+the same n and the same gain, since the sum grows with the image as :math:`|u|^2 / 2` does.
+Convolutions do not pad, so that no layer sees a border that the texture does not have.
+
+The first layers may be those of a pretrained network. If they are frozen and one layer without
+rectifier is on top, this is the FRAME model of Lu, Zhu and Wu (2016,
+https://arxiv.org/abs/1509.08379), whose likelihood is concave.
+"""
+
+__all__ = ["GenerativeConvNet"]
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class GenerativeConvNet(nn.Module):
+    """Creates a network with one class, whose logit is the sum of its last feature maps.
+
+    Arguments:
+        in_chans: Channels of an image, 1 or 3.
+        channels: Filters of each layer.
+        kernels: Height and width of the filters of each layer, in pixels of the layer below.
+        strides: Distance of their places, in pixels of the layer below.
+        size: Height and width of the images that it learns from.
+
+    Attributes:
+        depth: How many layers are in use, from below; the paper learns one layer after the other.
+
+    Raises:
+        ValueError: If there is no layer, the lists differ in length, or images of that size are
+            smaller than what a filter of the last layer sees.
+    """
+
+    num_classes = 1
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        channels: Sequence[int] = (48, 96, 128, 128),
+        kernels: Sequence[int] = (7, 5, 5, 5),
+        strides: Sequence[int] = (2, 2, 2, 1),
+        size: int = 128,
+    ) -> None:
+        super().__init__()
+        if not len(channels) == len(kernels) == len(strides) > 0:
+            raise ValueError(
+                "GenerativeConvNet: `channels`, `kernels` and `strides` have one number for each "
+                f"layer, got {len(channels)}, {len(kernels)} and {len(strides)} of them."
+            )
+        self.arguments: dict[str, Any] = {
+            "in_chans": in_chans,
+            "channels": list(channels),
+            "kernels": list(kernels),
+            "strides": list(strides),
+            "size": size,
+        }
+        below = [in_chans, *channels]
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(below[i], channels[i], kernels[i], strides[i]), nn.ReLU())
+            for i in range(len(channels))
+        )
+        self.depth = len(self.layers)
+        if size < self.field:
+            raise ValueError(
+                f"GenerativeConvNet: a filter of the last layer sees {self.field} pixels, images "
+                f"have {size}. Take larger images, or smaller `kernels` or `strides`."
+            )
+        # What timm's models carry, so that the same functions read and write it.
+        self.pretrained_cfg = {
+            "architecture": "generative_convnet",
+            "input_size": (in_chans, size, size),
+            "mean": (0.5,) * in_chans,
+            "std": (0.5,) * in_chans,
+            "num_classes": 1,
+        }
+
+    @property
+    def field(self) -> int:
+        """How far a filter of the last layer in use sees, in pixels."""
+        seen, distance = 1, 1
+        kernels, strides = self.arguments["kernels"], self.arguments["strides"]
+        for kernel, stride in zip(kernels[: self.depth], strides, strict=False):
+            seen += (kernel - 1) * distance
+            distance *= stride
+        return seen
+
+    @property
+    def responses(self) -> int:
+        """The n of the score: responses of the last layer in use to an image of its own size."""
+        side = self.arguments["size"]
+        kernels, strides = self.arguments["kernels"], self.arguments["strides"]
+        for kernel, stride in zip(kernels[: self.depth], strides, strict=False):
+            side = (side - kernel) // stride + 1
+        return self.arguments["channels"][self.depth - 1] * side**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the score of images, with shape (B, 1).
+
+        Arguments:
+            x: Images from -1 to 1, with shape (B, C, H, W).
+        """
+        for layer in self.layers[: self.depth]:
+            x = layer(x)
+        return x.flatten(1).sum(1, keepdim=True) / self.responses
