@@ -210,6 +210,9 @@ def sample_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=PositiveInt | None, help="Langevin steps, after coarse ones."
     )
+    parser.add_argument(
+        "--size", type=PositiveInt | None, help="Of a texture, height and width of the images."
+    )
     _reference_argument(parser)
     parser.add_argument("--start", type=str | None, help="A photograph to begin at.")
     parser.add_argument(

@@ -25,6 +25,7 @@ from .energy import ClassifierEnergy
 from .errors import UsageError
 from .fitted import FittedGaussian
 from .folders import publish
+from .generative import GenerativeConvNet
 from .langevin import Langevin
 from .mixture import ClassMixture
 from .reference import Reference, WhiteNoise
@@ -81,6 +82,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
+        "network": classifier.arguments if isinstance(classifier, GenerativeConvNet) else None,
     }
     with publish(place) as staging:
         save_for_hf(
@@ -109,7 +111,7 @@ def load(place: str | Path) -> ClassifierEnergy:
         tensors = load_file(place / "ebm.safetensors")
         if config["format"] > FORMAT:
             raise UsageError(f"{place}: written by a newer version; upgrade ebm-from-clf.")
-        classifier = create_classifier(f"local-dir:{place}")
+        classifier = _network(place, config.get("network"))
         return _restore(config, tensors, classifier)
     except UsageError:
         raise
@@ -118,6 +120,15 @@ def load(place: str | Path) -> ClassifierEnergy:
             f"{place}: not a saved energy, or damaged ({type(error).__name__}: "
             f"{str(error).strip()[:100]}). Convert or fine-tune again."
         ) from error
+
+
+def _network(place: Path, arguments: dict[str, Any] | None) -> nn.Module:
+    """Creates the network of a folder: one of timm, or a generative ConvNet."""
+    if arguments is None:
+        return create_classifier(f"local-dir:{place}")
+    network = GenerativeConvNet(**arguments).eval()
+    network.load_state_dict(load_file(place / "model.safetensors"))
+    return network
 
 
 def _label_names(energy: ClassifierEnergy) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from .errors import Diverged, UsageError
 from .evaluate import evaluate
 from .folders import publish, write_json
 from .gallery import write_samples
+from .generative import enlarged
 from .labels import by_name
 from .named import find_classes, open_classifier, open_energy, open_photograph, timm_name
 from .quickstart import quickstart
@@ -182,6 +183,8 @@ def _sample(a: Namespace) -> None:
     if (a.classes is None) == (a.unit is None):
         raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
     energy = open_energy(a.model, a.reference)
+    if a.size is not None:
+        energy = enlarged(energy, (a.size, a.size))
     if a.unit is not None:
         energy = units(energy, a.unit)
     classes = find_classes("all" if a.classes is None else a.classes, energy)

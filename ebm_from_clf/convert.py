@@ -21,6 +21,7 @@ from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
+from .generative import GenerativeConvNet
 from .reference import Reference, WhiteNoise
 from .smooth import Smoothing
 from .space import PixelSpace
@@ -51,7 +52,8 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
 
     Arguments:
         name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`; or
-            `demo:efficientnet_lite0` or `lite1`, whose weights come with the `demo` extra.
+            `demo:efficientnet_lite0` or `lite1`, whose weights come with the `demo` extra; or
+            `generative_convnet`, see :class:`GenerativeConvNet`.
         pretrained: Whether its weights are loaded.
         kwargs: Handed to `timm.create_model`, for example `num_classes`, `in_chans`, `img_size`.
 
@@ -60,7 +62,11 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
     """
     if name.startswith("demo:"):
         return _create_demo(name, pretrained, kwargs)
+    if name == "generative_convnet" and pretrained:
+        raise UsageError(f"classifier {name!r}: has no trained weights. Set pretrained to false.")
     try:
+        if name == "generative_convnet":
+            return GenerativeConvNet(**kwargs).eval()
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except REFUSALS as error:
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")

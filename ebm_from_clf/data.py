@@ -21,6 +21,7 @@ from .errors import UsageError
 from .folder import ImageFolder, to_pixels
 from .parts import part_folder
 from .space import dequantize, resize
+from .texture import TEXTURES, crops, exemplar
 
 IN_MEMORY_BYTES = 2**31
 AT_ONCE = 64
@@ -212,7 +213,8 @@ def load_data(
 
     Arguments:
         name: `mnist5k`, `digits8x8` and `patches` (of twelve photographs and textures, in
-            colour) install offline with the `demo` extra; `folder` is a
+            colour) install offline with the `demo` extra; `texture` is crops of one picture, in
+            `root`: `brick`, `grass`, `gravel` of that extra, or a file; `folder` is a
             folder with a part per split and a folder per class inside, or with classes alone,
             of which about a fifth is then held out; anything else is handed to
             `timm.data.create_dataset`, for example `torch/cifar10`.
@@ -225,12 +227,15 @@ def load_data(
     Raises:
         UsageError: If the data are missing or cannot be read.
     """
-    if name in ("mnist5k", "digits8x8", "patches"):
+    if name in ("mnist5k", "digits8x8", "patches", "texture"):
         if split not in ("train", "test"):
             raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
+        if name == "texture":
+            cut = crops(exemplar(root or TEXTURES[0], split, channels), size)
+            return Images(cut, torch.zeros(len(cut)).long(), [Path(root or TEXTURES[0]).stem])
         if name == "patches":
-            cut, labels = patches(split)
-            images = torch.stack([to_pixels(image, size, channels) for image in cut])
+            pieces, labels = patches(split)
+            images = torch.stack([to_pixels(image, size, channels) for image in pieces])
             return Images(images, labels, PATCH_SOURCES)
         images, labels = mnist5k() if name == "mnist5k" else digits8x8()
         digits = Images(images, labels, [str(i) for i in range(10)])

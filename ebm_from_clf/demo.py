@@ -1,6 +1,14 @@
 """Data and weights that install with the `demo` extra and need no download."""
 
-__all__ = ["DEMO_CLASSIFIERS", "PATCH_SOURCES", "demo_tensors", "digits8x8", "mnist5k", "patches"]
+__all__ = [
+    "DEMO_CLASSIFIERS",
+    "PATCH_SOURCES",
+    "demo_tensors",
+    "digits8x8",
+    "mnist5k",
+    "patches",
+    "skimage_picture",
+]
 
 import functools
 import importlib
@@ -90,15 +98,14 @@ def patches(split: str) -> tuple[list[Image.Image], Tensor]:
         UsageError: If a package is missing.
     """
     try:
-        import skimage.data
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise _missing("patches") from error
     found, labels, n = [], [], 400 if split == "train" else 100
     for label, name in enumerate(PATCH_SOURCES):
         file = name in ("china", "flower")
-        array = load_sample_image(f"{name}.jpg") if file else getattr(skimage.data, name)()
-        image = Image.fromarray(array).convert("RGB")
+        picture = Image.fromarray(load_sample_image(f"{name}.jpg")) if file else None
+        image = (picture or skimage_picture(name)).convert("RGB")
         columns = [
             left
             for left in range(image.width - SIDE + 1)
@@ -112,6 +119,22 @@ def patches(split: str) -> tuple[list[Image.Image], Tensor]:
             found.append(image.crop((left, top, left + SIDE, top + SIDE)))
             labels.append(label)
     return found, torch.tensor(labels)
+
+
+def skimage_picture(name: str) -> Image.Image:
+    """Loads a picture of the scikit-image package.
+
+    Arguments:
+        name: The name of its function, for example `brick`.
+
+    Raises:
+        UsageError: If the package is missing.
+    """
+    try:
+        import skimage.data
+    except ImportError as error:
+        raise _missing(name) from error
+    return Image.fromarray(getattr(skimage.data, name)())
 
 
 def demo_tensors(name: str) -> list[Tensor]:

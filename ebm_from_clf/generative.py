@@ -14,12 +14,17 @@ rectifier is on top, this is the FRAME model of Lu, Zhu and Wu (2016,
 https://arxiv.org/abs/1509.08379), whose likelihood is concave.
 """
 
-__all__ = ["GenerativeConvNet"]
+__all__ = ["GenerativeConvNet", "enlarged"]
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from .energy import ClassifierEnergy
+from .reference import WhiteNoise
+from .space import PixelSpace
+from .start import ReferenceStart
 
 
 class GenerativeConvNet(nn.Module):
@@ -68,7 +73,7 @@ class GenerativeConvNet(nn.Module):
             nn.Sequential(nn.Conv2d(below[i], channels[i], kernels[i], strides[i]), nn.ReLU())
             for i in range(len(channels))
         )
-        self.depth = len(self.layers)
+        self.depth, self.num_features = len(self.layers), channels[-1]
         if size < self.field:
             raise ValueError(
                 f"GenerativeConvNet: a filter of the last layer sees {self.field} pixels, images "
@@ -111,3 +116,44 @@ class GenerativeConvNet(nn.Module):
         for layer in self.layers[: self.depth]:
             x = layer(x)
         return x.flatten(1).sum(1, keepdim=True) / self.responses
+
+
+def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnergy:
+    """Returns the same model on images of another size; the network is shared.
+
+    Chains start at its reference.
+
+    Arguments:
+        energy: The energy of a :class:`GenerativeConvNet` with white noise of one mean per
+            channel for its reference.
+        size: The height and width of images, in pixels.
+
+    Raises:
+        ValueError: If it is another energy, or images are smaller than what a filter sees.
+    """
+    network, reference = energy.classifier, energy.reference
+    if not isinstance(network, GenerativeConvNet) or not isinstance(reference, WhiteNoise):
+        raise ValueError(
+            "enlarged: only a GenerativeConvNet with a WhiteNoise reference has another size, got "
+            f"{type(network).__name__} with {type(reference).__name__}."
+        )
+    mean = reference.mean.mean((1, 2), keepdim=True)
+    if not (reference.mean - mean).abs().max() < 1e-6:
+        raise ValueError("enlarged: the mean of the reference must be the same at every place.")
+    if min(size) < network.field:
+        raise ValueError(
+            f"enlarged: a filter of the last layer sees {network.field} pixels, got {size}. Take "
+            "larger images."
+        )
+    found = ClassifierEnergy(
+        network,
+        WhiteNoise(mean.expand(-1, *size).clone(), float(reference.scale)),
+        PixelSpace(
+            energy.space.mean.flatten().tolist(), energy.space.std.flatten().tolist(), size
+        ),
+        gain=energy.gain,
+        support=energy.support,
+    ).to(reference.mean.device)
+    found.class_names, found.sampler = energy.class_names, energy.sampler
+    found.start = ReferenceStart(found.reference)
+    return found
