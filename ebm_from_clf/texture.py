@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .demo import skimage_picture
@@ -26,8 +25,8 @@ MOST = 64
 def exemplar(source: str, split: str, channels: int) -> Tensor:
     """Returns the picture of a texture, 8-bit, with shape (C, H, W).
 
-    Of a picture that comes with the `demo` extra, 256x256 pixels, the upper left quarter is learned
-    from and the lower right one held out. Of a file all of it is both.
+    Of a picture that comes with the `demo` extra, 256x256 pixels, the upper left quarter is
+    learned from and the lower right one held out. Of a file all of it is both.
 
     Arguments:
         source: `brick`, `grass`, `gravel`, or an image file.
