@@ -5,11 +5,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
-    ["curriculum", "errors", "modes", "noise"],
-    ["fold", "reference", "smooth", "space"],
-    ["fitted", "spectral", "start", "support"],
-    ["energy", "mixture"],
-    ["adversarial", "langevin", "chains", "marginal", "swift"],
+    ["curriculum", "errors", "modes", "noise", "operation"],
+    ["fold", "rectifier", "reference", "smooth", "space", "transpose"],
+    ["fitted", "graph", "spectral", "start", "support"],
+    ["census", "energy", "mixture", "topdown"],
+    ["adversarial", "langevin", "chains", "marginal", "structure", "swift"],
     ["denoise", "objective", "untrained"],
     ["contrastive"],
     ["folders", "parts"],
@@ -24,6 +24,7 @@ FLOORS = [
         "pictures",
         "state",
         "strict_yaml",
+        "theory",
     ],
     ["blend", "data", "convert"],
     ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
