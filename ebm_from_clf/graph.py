@@ -6,11 +6,11 @@ operators, changes in place and branches of any forward are read like layers. No
 network is changed, and nothing of its image is kept but what goes into its activations.
 """
 
-__all__ = ["Delta", "Graph", "Kind", "Node", "read"]
+__all__ = ["Delta", "Graph", "Node", "read"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +18,12 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .modes import evaluation_mode
-from .operation import Operation, short_name, writes
+from .operation import Kind, Operation, short_name, spoiler, writes
 from .rectifier import ACTIVATIONS, RECTIFIERS, activation_slopes
 from .transpose import TRANSPOSES, Down
 
-Kind = Literal[
-    "linear", "rectifier", "pool", "activation", "gate", "attention", "normalisation", "unread"
-]
-
-ATTENTION = ("_softmax", "_safe_softmax", "_scaled_dot_product", "_log_softmax")
-NORMALISATION = ("layer_norm", "group_norm", "rms_norm", "batch_norm", "vector_norm", "var", "std")
 # They read shapes, or make tensors of the shape of another.
-SILENT = ("empty", "zeros", "ones", "new_", "full", "sym_", "is_", "lift", "rand", "_assert")
+SILENT = ("empty", "zeros", "ones", "new_", "full", "sym_", "rand", "_assert")
 
 
 class Delta(NamedTuple):
@@ -164,7 +158,11 @@ class _Recorder(TorchDispatchMode):
         return number if changes == self._changes.get(_storage(value), 0) else None
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: Any = (), kwargs: Any = None  # noqa: ANN401
+        self,
+        func: OpOverload,
+        types: object,
+        args: Any = (),  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
         if not any(self._is_active(value) for value in _tensors([*args, *kwargs.values()])):
@@ -177,8 +175,8 @@ class _Recorder(TorchDispatchMode):
             values = [value.clone() for value in values]
         found = func(*args, **kwargs)
         if writes(func):
-            storage = _storage(args[0])
-            self._changes[storage] = self._changes.get(storage, 0) + 1
+            self._hold(args[0])
+            self._changes[_storage(args[0])] += 1
         self._note(operation, values, numbers, found)
         return found
 
@@ -194,19 +192,13 @@ class _Recorder(TorchDispatchMode):
         whole = operation.name in ("split", "split_with_sizes", "unbind", "chunk")
         module, layer = self.stack[-1] if self.stack else ("", "")
         for k, result in enumerate(results):
-            if not isinstance(result, Tensor) or not result.numel():
-                if k == 0:
-                    self._add(Node(operation, "unread", module, layer, known, -1))
+            number = self._name(result) if isinstance(result, Tensor) and result.numel() else -1
+            if k and not whole:
                 continue
-            node = Node(operation.part(k), "unread", module, layer, known, self._name(result))
-            if len(known) == len(numbers) and operation.function is not None:
-                if k == 0 or whole:
-                    node = self._read(node, values, results)
-            if k == 0 or whole or node.kind not in ("linear", "pool", "unread"):
-                self._add(node)
-
-    def _add(self, node: Node) -> None:
-        self.nodes.append(node)
+            node = Node(operation.part(k), "unread", module, layer, known, number)
+            if number >= 0 and len(known) == len(numbers) and operation.function is not None:
+                node = self._read(node, values, results)
+            self.nodes.append(node)
 
     def _read(self, node: Node, values: list[Tensor], results: Any) -> Node:  # noqa: ANN401
         """Finds out what an operation is, and its slopes or its transpose."""
@@ -223,14 +215,17 @@ class _Recorder(TorchDispatchMode):
                 return self._unit(node, "rectifier", delta, r)._replace(kinks=kinks)
         if name == "max_pool2d_with_indices":
             return self._unit(node, "pool", Delta(node.module, positions=results[1]), r)
-        if len(values) == 1 and (name in ACTIVATIONS or (name == "pow" and _is_power(o))):
+        if len(values) == 1 and (
+            name in ACTIVATIONS or (name == "pow" and not isinstance(o.given["exponent"], Tensor))
+        ):
             return self._unit(node, "activation", Delta(node.module), r)
         down = TRANSPOSES[name](o) if name in TRANSPOSES else None
-        if down is not None and results[0].dtype == r.dtype:
-            offset = o(*o.zeros())
+        if down is not None and results[0].is_floating_point():
+            # Before a max-pool some pad with -inf, of which nothing comes.
+            offset = o(*o.zeros()).nan_to_num(0, 0, 0)
             kept = offset if offset.any() else None
             return node._replace(kind="linear", down=down, offset=kept)
-        return node._replace(kind=_spoiler(name, len(values)))
+        return node._replace(kind=spoiler(name, len(values)))
 
     def _unit(self, node: Node, kind: Kind, delta: Delta, r: Tensor) -> Node:
         self.units.append((delta, node.operation, r))
@@ -239,27 +234,16 @@ class _Recorder(TorchDispatchMode):
     def _is_active(self, value: Tensor) -> bool:
         return _storage(value) in self._changes
 
-    def _name(self, value: Tensor) -> int:
-        storage = _storage(value)
-        if storage not in self._changes:
-            # Held, or another storage would be taken for it.
+    def _hold(self, value: Tensor) -> int:
+        """Holds a storage, or another would be taken for it; returns how often it was changed."""
+        if _storage(value) not in self._changes:
             self._storages.append(value.untyped_storage())
-        changes = self._changes.setdefault(storage, 0)
-        self._numbers[_place(value)] = (self._count, changes)
+        return self._changes.setdefault(_storage(value), 0)
+
+    def _name(self, value: Tensor) -> int:
+        self._numbers[_place(value)] = (self._count, self._hold(value))
         self._count += 1
         return self._count - 1
-
-
-def _spoiler(name: str, n: int) -> Kind:
-    if name.startswith(ATTENTION) or (n > 1 and name in ("mm", "bmm", "baddbmm")):
-        return "attention"
-    if any(word in name for word in NORMALISATION):
-        return "normalisation"
-    return "gate" if name in ("mul", "div") else "unread"
-
-
-def _is_power(o: Operation) -> bool:
-    return isinstance(o.given["exponent"], int | float)
 
 
 def _same(o: Operation) -> Operation:

@@ -5,15 +5,21 @@ if it depends on the image. In its place stands an empty tensor of its shape, so
 of an operation knows the weights and the settings but not the image.
 """
 
-__all__ = ["Operation", "is_active", "short_name", "writes"]
+__all__ = ["Kind", "Operation", "is_active", "short_name", "spoiler", "writes"]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+
+Kind = Literal[
+    "linear", "rectifier", "pool", "activation", "gate", "attention", "normalisation", "unread"
+]
+ATTENTION = ("_softmax", "_safe_softmax", "_log_softmax", "_scaled_dot_product")
+NORMALISATION = ("layer_norm", "group_norm", "rms_norm", "batch_norm", "vector_norm", "var", "std")
 
 
 @dataclass(frozen=True)
@@ -133,3 +139,17 @@ def _twin(function: OpOverload) -> OpOverload | None:
         return function
     packet = getattr(torch.ops.aten, short_name(function), None)
     return getattr(packet, function._overloadname, None)
+
+
+def spoiler(name: str, n: int) -> Kind:
+    """Returns the kind of an operation that is neither linear nor acts on each number alone.
+
+    Arguments:
+        name: Its short name.
+        n: The number of its active arguments.
+    """
+    if name.startswith(ATTENTION) or (n > 1 and name in ("mm", "bmm", "baddbmm")):
+        return "attention"
+    if any(word in name for word in NORMALISATION):
+        return "normalisation"
+    return "gate" if name in ("mul", "div", "addcmul") else "unread"

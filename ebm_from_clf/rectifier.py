@@ -113,7 +113,9 @@ def pool_margin(o: Operation, r: Tensor, dr: Tensor, positions: Tensor) -> Tenso
     for i in (1, 0):
         last = stride[i] * (size[i] - 1) + dilation[i] * (kernel[i] - 1)
         edges += [padding[i], max(0, last + 1 - r.shape[i + 2] - padding[i])]
-    best, speed = (v.flatten(2).gather(2, positions.flatten(2)).view_as(positions) for v in (r, dr))
+    best, speed = (
+        v.flatten(2).gather(2, positions.flatten(2)).view_as(positions) for v in (r, dr)
+    )
     padded, moving = functional.pad(r, edges, value=-math.inf), functional.pad(dr, edges)
     found = torch.full_like(best, math.inf)
     for i in range(kernel[0]):

@@ -1,8 +1,9 @@
 r"""The top-down pass: what a class draws, layer by layer, given what is switched on.
 
 .. math::
-    B^{(l-1)} = \sum_k B_k^{(l)} \, \delta_k \, w_k, \qquad f = \alpha + \langle B^{(0)}, x \rangle,
-    \qquad \alpha = \sum_l \langle B^{(l)}, \beta^{(l)} \rangle
+    B^{(l-1)} = \sum_k B_k^{(l)} \, \delta_k \, w_k, \qquad
+    f = \alpha + \langle B^{(0)}, x \rangle, \qquad
+    \alpha = \sum_l \langle B^{(l)}, \beta^{(l)} \rangle
 
 A network of rectifiers is linear on each piece of its input space. The piece is named by the
 slopes :math:`\delta` of the rectifiers and the positions of the max-pools; given them the pass

@@ -120,6 +120,19 @@ def _scale(o: Operation) -> Down | None:
     return lambda b: [(b * other).sum_to_size(o.shapes[0])]
 
 
+def _weighted(o: Operation) -> Down | None:
+    """A sum of one term and a product of two, of which one does not depend on the image."""
+    names = [name for name, _ in o.places]
+    if "tensor1" in names and "tensor2" in names:
+        return None
+    one = torch.ones((), dtype=o.like.dtype, device=o.like.device)
+    value, other = o.given["value"], {"tensor1": "tensor2", "tensor2": "tensor1"}
+    factors = [one if name == "self" else value * o.given[other[name]] for name in names]
+    return lambda b: [
+        (b * f).sum_to_size(shape) for f, shape in zip(factors, o.shapes, strict=True)
+    ]
+
+
 def _sum(o: Operation) -> Down:
     """Sums and means over some dimensions."""
     (shape,) = o.shapes
@@ -154,8 +167,8 @@ def _move(o: Operation) -> Down | None:
     n = math.prod(shape)
     numbers = torch.arange(1, n + 1, dtype=torch.float64, device=o.like.device)
     zeros = torch.zeros(shape, dtype=torch.float64, device=o.like.device)
-    # Padding with another number than 0 is no entry.
-    origin = (o(numbers.view(shape)) - o(zeros)).long().flatten()
+    # What is padded with, be it 0 or -inf, is no entry.
+    origin = (o(numbers.view(shape)) - o(zeros)).nan_to_num(0).long().flatten()
 
     def down(b: Tensor) -> list[Tensor]:
         flat = b.new_zeros(n + 1).index_add(0, origin, b.flatten())
@@ -179,7 +192,8 @@ def _separable(o: Operation) -> Down | None:
 
 
 def _only(o: Operation) -> Down:
-    return lambda b: [-b if o.name == "neg" else b]
+    dtype = o.like.dtype
+    return lambda b: [(-b if o.name == "neg" else b).to(dtype)]
 
 
 _BATCH_NORMS = (
@@ -207,10 +221,11 @@ TRANSPOSES: dict[str, Callable[[Operation], Down | None]] = {
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "linear"), _product),
     **dict.fromkeys(("add", "sub", "rsub"), _add),
     **dict.fromkeys(("mul", "div"), _scale),
+    "addcmul": _weighted,
     **dict.fromkeys(("mean", "sum"), _sum),
     **dict.fromkeys(("cat", "stack"), _concatenate),
     **dict.fromkeys(_SHAPES, _reshape),
     **dict.fromkeys(_MOVES, _move),
     **dict.fromkeys(_SEPARABLE, _separable),
-    **dict.fromkeys(("neg", "detach", "lift_fresh"), _only),
+    **dict.fromkeys(("neg", "detach", "_to_copy"), _only),
 }
