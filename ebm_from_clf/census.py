@@ -98,7 +98,7 @@ class Census:
             "top-down pass": "exact" if linear else "local" if single else "not here",
             "f = a + <B, u>": "exact" if linear else "local",
             "secant f = a + <G, u>": "exact" if single else "not here",
-            "piecewise Gaussian": "exact" if linear else "local",
+            "piecewise Gaussian": "exact" if linear else "not here",
             "auto-encoder by pattern": "exact" if linear else "local" if single else "not here",
             # Of a network with kinks only minima between them are their own reconstructions.
             "minima reconstruct": "local" if kinked else smooth_minima,
