@@ -76,7 +76,9 @@ class Operation:
                 given[name] = [put(item, name, k) for k, item in enumerate(value)]
             else:
                 given[name] = put(value, name, None)
-        found = cls(short_name(function), _twin(function), given, tuple(places), values[0][:0])
+        found = cls(
+            short_name(function), _twin(function), given, tuple(places), values[0].new_empty(0)
+        )
         return found, values
 
     def __call__(self, *values: Tensor) -> Tensor:

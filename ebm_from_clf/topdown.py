@@ -170,7 +170,7 @@ def _check(graph: Graph) -> None:
     if spoiler is not None:
         raise ValueError(
             f"topdown: {_place(spoiler)} is not linear on pieces ({spoiler.kind}). See `census` "
-            "for all of them; `reconstruct` needs no graph."
+            "for all that is not; the energy's `reconstruct` works for every network."
         )
 
 

