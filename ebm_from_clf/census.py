@@ -19,8 +19,8 @@ from .operation import Kind
 
 Status = Literal["exact", "local", "not here"]
 
-BENT = ("activation",)
-SPOILT = ("gate", "attention", "normalisation", "unread")
+BENT: tuple[Kind, ...] = ("activation",)
+SPOILT: tuple[Kind, ...] = ("gate", "attention", "normalisation", "unread")
 
 
 @dataclass(frozen=True)

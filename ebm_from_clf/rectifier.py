@@ -27,7 +27,7 @@ def _relu(o: Operation, r: Tensor) -> Slopes:
 
 
 def _leaky(o: Operation, r: Tensor) -> Slopes:
-    slope = o.given.get("negative_slope", o.given.get("weight"))
+    slope = o.given["weight"] if "weight" in o.given else o.given["negative_slope"]
     return (0.0,), torch.where(r > 0, torch.ones_like(r), slope)
 
 

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .graph import Delta, Graph, Node
+from .graph import Graph, full_precision
+from .recorder import Delta, Node
 from .rectifier import pool_margin, secant_slopes
 from .transpose import scatter
 
@@ -45,14 +46,14 @@ def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> tuple
     _check(graph)
     messages: dict[int, Tensor] = {graph.result or 0: weights}
     alpha = weights.new_zeros(len(weights))
-    with torch.no_grad():
+    with full_precision(weights.device):
         for node in reversed(graph.nodes):
             message = messages.pop(node.output, None)
             if message is None:
                 continue
             below, offset = _through(node, message, pattern)
             if offset is not None:
-                alpha = alpha + (message * offset).flatten(1).sum(1)
+                alpha = alpha + (message * offset).reshape(len(alpha), -1).sum(1)
             for number, part in zip(node.inputs, below, strict=True):
                 messages[number] = messages[number] + part if number in messages else part
     return alpha, messages[0]
@@ -66,6 +67,7 @@ def _through(node: Node, b: Tensor, pattern: Pattern) -> tuple[list[Tensor], Ten
     delta = pattern[node.unit]
     if delta.positions is not None:
         return [scatter(b, delta.positions, node.operation.shapes[0])], None
+    assert delta.slopes is not None
     return [b * delta.slopes], delta.offset
 
 
@@ -84,7 +86,7 @@ def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
     _check(graph)
     speeds = {0: direction}
     before = [direction] * len(graph.pattern)
-    with torch.no_grad():
+    with full_precision(direction.device):
         for node in graph.nodes:
             if node.output in speeds or not all(n in speeds for n in node.inputs):
                 continue
@@ -98,7 +100,7 @@ def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
             if delta.positions is not None:
                 flat = given[0].flatten(-2).gather(-1, delta.positions.flatten(-2))
                 speeds[node.output] = flat.view(delta.positions.shape)
-            else:
+            elif delta.slopes is not None:
                 speeds[node.output] = given[0] * delta.slopes
     return speeds[graph.result or 0], before
 
@@ -130,7 +132,7 @@ def reach(graph: Graph, direction: Tensor) -> Tensor:
                 margin = pool_margin(node.operation, r, dr, positions)
             else:
                 margin = _margin(r, dr, node.kinks)
-            found = torch.minimum(found, margin.flatten(1).amin(1))
+            found = torch.minimum(found, margin.reshape(len(found), -1).amin(1))
     return found
 
 

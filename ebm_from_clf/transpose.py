@@ -7,7 +7,7 @@ what it gets, a sum copies it, and what was cut apart is put together again. Non
 automatic differentiation: it is the top-down pass of the paper, written out.
 """
 
-__all__ = ["TRANSPOSES", "Down", "scatter"]
+__all__ = ["MOVES", "TRANSPOSES", "Down", "scatter"]
 
 import math
 from collections.abc import Callable
@@ -77,20 +77,18 @@ def _batch_norm(o: Operation) -> Down | None:
 
 
 def _product(o: Operation) -> Down | None:
-    """Matrix products x W or W x."""
-    if len(o.places) != 1:
+    """Matrix products x W and W x, with a bias or without."""
+    name, factor = o.places[0][0], o.given.get("alpha", 1)
+    if len(o.places) != 1 or (name == "self" and "beta" in o.given):
         return None
-    name = o.places[0][0]
-    if name == "input":
-        return lambda b: [b @ o.given["weight"]]
-    factor = o.given.get("alpha", 1)
-    other = {"self": "mat2", "mat1": "mat2", "mat2": "mat1" if "mat1" in o.given else "self"}
-    if o.name in ("addmm", "baddbmm") and name == "self":
-        return None
-    matrix = o.given[other[name]]
-    if name == "mat2":
-        return lambda b: [factor * (matrix.mT @ b)]
-    return lambda b: [factor * (b @ matrix.mT)]
+    if o.name == "linear":
+        weight = o.given["weight"]
+        return (lambda b: [b @ weight]) if name == "input" else None
+    right = o.given.get("mat2", o.given.get("batch2"))
+    if not is_active(right):
+        return lambda b: [factor * (b @ right.mT)]
+    left = next(o.given[key] for key in ("mat1", "batch1", "self") if key in o.given)
+    return lambda b: [factor * (left.mT @ b)]
 
 
 def _add(o: Operation) -> Down:
@@ -206,14 +204,15 @@ _BATCH_NORMS = (
 _SHAPES = ("view", "_unsafe_view", "_reshape_alias", "squeeze", "unsqueeze", "clone", "alias")
 _MOVES = (
     "permute", "transpose", "t", "expand", "slice", "select", "split", "split_with_sizes",
-    "unbind", "flip", "roll", "repeat", "index_select", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "native_channel_shuffle", "unfold", "constant_pad_nd", "reflection_pad2d",
-    "replication_pad2d", "upsample_nearest2d",
+    "unbind", "flip", "roll", "repeat", "index", "index_select", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "constant_pad_nd",
+    "reflection_pad2d", "replication_pad2d", "upsample_nearest2d",
 )  # fmt: skip
 _SEPARABLE = (
     "avg_pool2d", "_adaptive_avg_pool2d", "upsample_bilinear2d", "upsample_bicubic2d",
     "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 )  # fmt: skip
+MOVES = frozenset((*_MOVES, "cat", "stack"))
 
 TRANSPOSES: dict[str, Callable[[Operation], Down | None]] = {
     "convolution": _convolution,

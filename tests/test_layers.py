@@ -7,10 +7,10 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["curriculum", "errors", "modes", "noise", "operation"],
     ["fold", "rectifier", "reference", "smooth", "space", "transpose"],
-    ["fitted", "graph", "spectral", "start", "support"],
-    ["census", "energy", "mixture", "topdown"],
-    ["adversarial", "langevin", "chains", "marginal", "structure", "swift"],
-    ["denoise", "objective", "untrained"],
+    ["fitted", "recorder", "spectral", "start", "support"],
+    ["energy", "graph", "mixture"],
+    ["adversarial", "census", "langevin", "chains", "marginal", "swift", "topdown"],
+    ["denoise", "objective", "structure", "untrained"],
     ["contrastive"],
     ["folders", "parts", "scene"],
     [

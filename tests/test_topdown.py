@@ -175,6 +175,12 @@ LAYERS = {
     "repeated": (lambda x: x[:, 1:, ::2].repeat(1, 2, 1, 2)),
     "turned": (lambda x: x.permute(0, 2, 3, 1).reshape(2, 15, 5).transpose(1, 2).roll(1, 1)),
     "stacked": (lambda x: torch.stack(x.unbind(1)[::-1], 1) + x.mean((2, 3), keepdim=True)),
+    "matrices of a batch": (
+        lambda x: torch.baddbmm(K, x.flatten(0, 1), K.expand(6, 5, 5), beta=0.5, alpha=2.0).view(
+            x.shape
+        )
+    ),
+    "chosen": (lambda x: x[:, [2, 0, 2]][..., torch.tensor([1, 4])]),
     "matrices": (lambda x: K @ x @ K - (x @ K).sum(2, keepdim=True)),
     "scaled": (lambda x: (1 - x * K) / 3 + torch.addcmul(K, x, K, value=2.0) - 2 * x),
     "in place": (lambda x: x.mul(2).add_(K).sub_(1).div_(K.abs() + 1).neg_()),
@@ -349,6 +355,23 @@ def test_smooth_activations_have_a_tangent_and_a_secant(act):
         reach(found, x)
 
 
+def test_what_is_changed_later_is_kept_as_it_was():
+    """A block that adds to what an activation before it was given."""
+
+    def block(x):
+        y = x.relu()
+        return y + x.mul_(2).sub_(1)
+
+    network, x = Layer(block).double(), images(5)
+    network(x.clone())
+    found = read(network, x)
+    assert torch.equal(found.before[0], x)
+    f, wanted = gradient(lambda z: network(z.clone()), x)
+    alpha, b = down(found, one_hot(x))
+    assert (b - wanted).abs().max() < 1e-13
+    assert (alpha + (b * x).flatten(1).sum(1) - f).abs().max() < 1e-13
+
+
 def test_a_secant_at_zero_is_a_tangent():
     network = Layer(lambda x: functional.silu(x)).double()
     x = torch.zeros(2, 3, 5, 5).double()
@@ -401,6 +424,7 @@ ODD = {
     "over the image": (lambda x: functional.layer_norm(x, x.shape[1:]), "native_layer_norm"),
     "statistics": (lambda x: functional.instance_norm(x), "batch_norm"),
     "order": (lambda x: x.sort(1)[0], "sort"),
+    "images in another order": (lambda x: x.transpose(0, 1).relu().transpose(0, 1), "transpose"),
     "numbers read": (lambda x: x * float(x.mean()), "_local_scalar_dense"),
     "by a view": (changed_by_a_view, "mean"),
     "part in place": (lambda x: x.index_fill_(1, torch.tensor([0]), 0.0), "index_fill"),
