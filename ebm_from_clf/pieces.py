@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from .scene import NEAR, Check, Scene, dot, flat, half, norm, relative_error
+from .scene import Check, Scene, dot, flat, half, norm, relative_error
 from .structure import Structure
 
 
@@ -51,7 +51,7 @@ def _plane(s: Scene) -> Check:
         )
     return Check(
         statement,
-        f"F at a distance of {NEAR:g}, and its tangent",
+        f"F at a distance of {s.near:g}, and its tangent",
         "local",
         _tangent(s),
         s.spoiler,

@@ -16,10 +16,11 @@ from .census import Status
 from .energy import ClassifierEnergy
 from .modes import frozen
 from .noise import generators, normal
+from .operation import Operation
 from .structure import Structure
 
-# How far from an image is near, in units of u.
-NEAR = 1e-3
+# How far from an image is near, in units of u; and for a network that is less precise itself.
+NEAR, ROUGH = 1e-3, 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Scene:
         self.structure = Structure.at(self.energy, self.u)
         self.census = self.structure.census
         self.status = self.census.statements()
+        rounds = any(_rounds(node.operation) for node in self.structure.graph.nodes)
+        self.rounded = "the network rounds to lower precision on its way" if rounds else ""
+        self.near = ROUGH if rounds else NEAR
         self.tilt, self.b = self.tilt_and_b(self.u)
         self.drift = self.b - self.u
         spoilers = self.census.spoilers
@@ -73,13 +77,17 @@ class Scene:
 
     def step(self) -> Tensor:
         """Returns a step along the drift that stays on the piece, or near the image."""
-        norm = self.drift.flatten(1).norm(dim=1)
-        near = NEAR / norm
+        near = self.near / norm(self.drift)
         return near if self.reach is None else torch.minimum(self.reach / 2, near)
 
     def moved(self, step: Tensor) -> Tensor:
         """Returns the images after a step along the drift."""
         return self.u + step.view(-1, 1, 1, 1) * self.drift
+
+
+def _rounds(operation: Operation) -> bool:
+    dtype = operation.given.get("dtype")
+    return operation.name == "_to_copy" and dtype not in (None, torch.float64)
 
 
 def relative_error(found: Tensor, wanted: Tensor, size: Tensor) -> float:

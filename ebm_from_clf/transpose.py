@@ -84,7 +84,7 @@ def _product(o: Operation) -> Down | None:
     if o.name == "linear":
         weight = o.given["weight"]
         return (lambda b: [b @ weight]) if name == "input" else None
-    right = o.given.get("mat2", o.given.get("batch2"))
+    right = o.given["mat2"] if "mat2" in o.given else o.given["batch2"]
     if not is_active(right):
         return lambda b: [factor * (b @ right.mT)]
     left = next(o.given[key] for key in ("mat1", "batch1", "self") if key in o.given)
