@@ -22,7 +22,7 @@ from torch import Tensor
 from .census import Census, census
 from .energy import ClassifierEnergy
 from .graph import Graph, read
-from .topdown import Pattern, down, reach, secants
+from .recursion import Pattern, down, reach, secants
 
 
 class Plane(NamedTuple):

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .census import Census
 from .energy import ClassifierEnergy
 from .identities import IDENTITIES
-from .pieces import ON_PIECES
+from .piecewise import ON_PIECES
 from .scene import Check, Scene
 
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 from test_cli import call
-from test_topdown import create
+from test_recursion import create
 
 from ebm_from_clf import PixelSpace, Smoothing, convert, scene, transpose
 from ebm_from_clf.theory import examine_theory

@@ -166,12 +166,12 @@ def secants(graph: Graph) -> list[Delta]:
 
 def _check(graph: Graph) -> None:
     if graph.result is None:
-        raise ValueError("topdown: the logits do not depend on the image by operations of torch.")
+        raise ValueError("recursion: the logits do not depend on the image by operations of torch.")
     allowed = ("linear", "rectifier", "pool", "activation")
     spoiler = next((n for n in graph.nodes if n.kind not in allowed), None)
     if spoiler is not None:
         raise ValueError(
-            f"topdown: {_place(spoiler)} is not linear on pieces ({spoiler.kind}). See `census` "
+            f"recursion: {_place(spoiler)} is not linear on pieces ({spoiler.kind}). See `census` "
             "for all that is not; the energy's `reconstruct` works for every network."
         )
 

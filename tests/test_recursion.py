@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ebm_from_clf import transpose
 from ebm_from_clf.graph import read
-from ebm_from_clf.topdown import bottom_up, down, reach, secants
+from ebm_from_clf.recursion import bottom_up, down, reach, secants
 
 # Sizes with odd halves, where a stride leaves a row over.
 NETWORKS = [
@@ -444,7 +444,7 @@ def test_what_is_not_linear_on_pieces_is_refused_by_name(kind):
 
 def test_logits_that_are_cut_off_are_refused():
     network = Odd(lambda x: torch.from_numpy(x.numpy().copy())).double()
-    with pytest.raises(ValueError, match="topdown"):
+    with pytest.raises(ValueError, match="recursion"):
         down(read(network, images(5)), one_hot(images(5)))
 
 
