@@ -166,9 +166,7 @@ def secants(graph: Graph) -> list[Delta]:
 
 def _check(graph: Graph) -> None:
     if graph.result is None:
-        raise ValueError(
-            "recursion: the logits do not depend on the image by operations of torch."
-        )
+        raise ValueError("recursion: the logits do not depend on the image by known operations.")
     allowed = ("linear", "rectifier", "pool", "activation")
     spoiler = next((n for n in graph.nodes if n.kind not in allowed), None)
     if spoiler is not None:
