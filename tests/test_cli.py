@@ -303,7 +303,7 @@ OPTIONS = {
     "joint": ["objective.scores=joint"],
     "adversarial": ["objective.adversarial.radius=0.5"],
     "warm start": ["warm_start.updates=1"],
-    "curriculum": ["curriculum.auc=0.5"],
+    "curriculum": ["curriculum.auc=0.5", "curriculum.growth=3"],
     "gain": ["learn_gain=0.02"],
     "many classes": ["start.size=8", "chains.mapped=true"],
 }
