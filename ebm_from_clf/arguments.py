@@ -35,6 +35,7 @@ from .strict_yaml import check_yaml
 EPILOG = """examples:
   ebm-from-clf quickstart
   ebm-from-clf doctor resnet50.a1_in1k
+  ebm-from-clf theory resnet50.a1_in1k
   ebm-from-clf convert resnet50.a1_in1k --output models/resnet50
   ebm-from-clf finetune --config recipes/mnist5k.yaml --output runs/mnist5k
   ebm-from-clf sample resnet50.a1_in1k --classes zebra,tabby --n 4 --output pictures
@@ -148,7 +149,7 @@ def quickstart_arguments(parser: ArgumentParser) -> None:
 
 
 def doctor_arguments(parser: ArgumentParser) -> None:
-    """Declares the options of `doctor`; see its help."""
+    """Declares the options of `doctor` and of `theory`; see their help."""
     parser.add_argument("classifier", help="Any name of timm.")
     parser.add_argument("--size", type=PositiveInt | None, help="Image size; its own by default.")
     parser.add_argument("--pretrained", type=bool, default=True, help="Load its weights.")

@@ -47,6 +47,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
+from .theory import examine_theory
 from .units import units
 from .untrained import NORM, SAMPLER
 
@@ -147,6 +148,25 @@ def _doctor(a: Namespace) -> None:
         raise UsageError(result.refusal)
 
 
+def _theory(a: Namespace) -> None:
+    """Checks the propositions of the paper on a classifier: exact, local, or not here."""
+    classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
+    found = examine_theory(convert(classifier, size=a.size), name=a.classifier)
+    if a.json:
+        print(json.dumps(found.as_dict(), indent=2))
+        return
+    made = found.census
+    counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
+    shape = "x".join(map(str, found.shape))
+    print(f"{found.classifier}: {made.form}, images {shape}; operations: {counts}")
+    for entry in made.spoilers:
+        print(f"  bent by {entry}")
+    for check in found.checks:
+        error = "       " if check.error is None else f"{check.error:.1e}"
+        note = f"; {check.note}" if check.note else ""
+        print(f"  {check.status:8}  {error}  {check.statement}: {check.compared}{note}")
+
+
 def _gain(classifier: nn.Module, a: Namespace) -> float:
     """Returns the gain that `sample` would take."""
     return convert(classifier, size=a.size, smoothing=Smoothing()).gain
@@ -232,6 +252,7 @@ def _evaluate(a: Namespace) -> None:
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]] = {
     "quickstart": (quickstart_arguments, _quickstart),
     "doctor": (doctor_arguments, _doctor),
+    "theory": (doctor_arguments, _theory),
     "convert": (convert_arguments, _convert),
     "finetune": (finetune_arguments, _finetune),
     "sample": (sample_arguments, _sample),

@@ -116,6 +116,14 @@ class Reference(nn.Module):
             u = torch.einsum("cd,...dhw->...chw", self._lower, u)
         return self.scale * u
 
+    def adjoint(self, v: Tensor) -> Tensor:
+        r"""Returns :math:`A^\top v`, with shape (\*, C, H, W)."""
+        v = self.scale * v
+        if self._lower is not None:
+            v = torch.einsum("dc,...dhw->...chw", self._lower, v)
+        # The filter is symmetric, as its amplitude is.
+        return v if self._half is None else self._filter(v, self._half)
+
     def solve(self, v: Tensor) -> Tensor:
         r"""Returns :math:`A^{-1} v`, with shape (\*, C, H, W)."""
         v = v / self.scale

@@ -303,7 +303,7 @@ OPTIONS = {
     "joint": ["objective.scores=joint"],
     "adversarial": ["objective.adversarial.radius=0.5"],
     "warm start": ["warm_start.updates=1"],
-    "curriculum": ["curriculum.auc=0.5"],
+    "curriculum": ["curriculum.auc=0.5", "curriculum.growth=3"],
     "gain": ["learn_gain=0.02"],
     "many classes": ["start.size=8", "chains.mapped=true"],
 }
@@ -463,6 +463,7 @@ def test_an_unknown_model_is_refused_and_writes_nothing(name, tmp_path):
     refused(name, "convert", name, "--output", out)
     refused(name, "evaluate", name, "--data", "digits8x8", "--output", out)
     refused(name, "doctor", name)
+    refused(name, "theory", name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -550,7 +551,7 @@ def test_wrong_options_of_convert_are_refused(classifier, tmp_path):
 # Help.
 
 
-COMMANDS = ["quickstart", "doctor", "convert", "finetune", "sample", "evaluate"]
+COMMANDS = ["quickstart", "doctor", "theory", "convert", "finetune", "sample", "evaluate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -558,7 +559,7 @@ def test_help_of_a_command_tells_its_options(command):
     status, out, errors = call(command, "--help")
     assert (status, errors) == (0, "")
     assert "usage: ebm-from-clf" in out and command in out
-    assert ("--output" in out) == (command != "doctor")
+    assert ("--output" in out) == (command not in ("doctor", "theory"))
 
 
 def test_help_lists_the_commands():

@@ -1,0 +1,119 @@
+r"""Propositions of the paper that hold for every differentiable classifier, each as a check.
+
+.. math::
+    \partial_\theta \log p(u) = \partial_\theta F(u) - E_p [ \partial_\theta F ], \qquad
+    -\nabla U = B - u, \qquad p(c \mid u) = \mathrm{softmax}_c (F_c + g)
+
+and two changes of coordinates: a Langevin step in u is one in x that is preconditioned by
+:math:`A A^\top`, and a temperature T is the scale :math:`\sqrt{T}` of A and the gain 1 / T.
+"""
+
+__all__ = ["IDENTITIES"]
+
+import copy
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from .energy import Gauge
+from .langevin import Langevin
+from .modes import frozen
+from .noise import generators, normal
+from .scene import Check, Scene, dot, flat, norm, relative_error
+
+
+def _drift(s: Scene) -> Check:
+    """Half along B, where F changes most, half along noise, which no part of B is normal to."""
+    v = s.b / norm(s.b).view(-1, 1, 1, 1) + s.aside / norm(s.aside).view(-1, 1, 1, 1)
+    # A hundredth of what is near: few kinks lie within, and rounding is not seen.
+    step = s.near / 100
+    ahead, behind = (s.tilt_and_b(s.u + h * v)[0] for h in (step, -step))
+    error = relative_error((ahead - behind) / (2 * step), dot(s.b, v), norm(s.b))
+    return Check(
+        "the drift of the chain is B - u", "B against differences of F", "exact", error, s.rounded
+    )
+
+
+def _likelihood(s: Scene) -> Check:
+    """The model on finitely many images, of which log Z and its gradient are sums."""
+    u, y = torch.cat([s.u, s.other]), torch.cat([s.y, s.y])[:1].expand(4)
+    weights = [p for p in s.energy.classifier.parameters() if p.requires_grad]
+    tilts = s.energy.tilt(u, y)
+
+    def gradient(score: Tensor) -> Tensor:
+        found = torch.autograd.grad(score, weights, retain_graph=True, allow_unused=True)
+        return flat(found, weights)
+
+    observed = gradient(tilts[0])
+    synthesized = gradient((tilts.detach().softmax(0) * tilts).sum())
+    wanted = gradient(tilts[0] - tilts.logsumexp(0))
+    return Check(
+        "likelihood gradient: observed - synthesized",
+        "on 4 images, against that of log p",
+        "exact",
+        relative_error(observed - synthesized, wanted, observed),
+    )
+
+
+def _bayes(s: Scene) -> Check:
+    wanted = (s.energy.gain * s.structure.graph.logits).softmax(1)
+    errors = []
+    for gauge in get_args(Gauge):
+        other = copy.copy(s.energy)
+        other.gauge = gauge
+        with torch.no_grad():
+            errors.append(
+                relative_error(other.all_tilts(s.u).softmax(1), wanted, wanted.new_ones(1))
+            )
+    return Check(
+        "Bayes: no gauge changes the posterior",
+        "softmax of F in 3 gauges, of the logits",
+        "exact",
+        max(errors),
+    )
+
+
+def _preconditioned(s: Scene) -> Check:
+    sampler, reference = Langevin(1, 0.3, 0.5), s.energy.reference
+    seeds = [11, 12]
+    with frozen(s.energy):
+        u, _ = sampler(s.energy, s.u, s.y, generator=generators(seeds))
+        x = reference.decode(s.u).detach().requires_grad_()
+        tilts = s.energy.tilts(s.energy.classify(x)).gather(1, s.y[:, None])
+        (g,) = torch.autograd.grad(tilts.sum(), x)
+    noise = normal(s.u, generators(seeds))
+    drift = reference.factor(reference.adjoint(g)) - (x - reference.mean)
+    expected = x + 0.3**2 / 2 * drift + 0.3 * 0.5**0.5 * reference.factor(noise)
+    return Check(
+        "a step in u is a preconditioned one in x",
+        "decoded u', x' by A A^T and the same noise",
+        "exact",
+        relative_error(reference.decode(u), expected, expected),
+    )
+
+
+def _temperature(s: Scene) -> Check:
+    heat, seeds = 0.5, [11, 12]
+    cold = copy.deepcopy(s.energy)
+    cold.reference.scale *= heat**0.5
+    cold.gain = s.energy.gain / heat
+    u, _ = Langevin(2, 0.3, heat)(s.energy, s.u, s.y, generator=generators(seeds))
+    v, _ = Langevin(2, 0.3)(cold, s.u / heat**0.5, s.y, generator=generators(seeds))
+    wanted = s.energy.reference.decode(u)
+    return Check(
+        "a temperature is a scale of A and a gain",
+        "T = 1/2, and A / sqrt 2 with twice the gain",
+        "exact",
+        relative_error(cold.reference.decode(v), wanted, wanted),
+    )
+
+
+IDENTITIES: tuple[Callable[[Scene], Check], ...] = (
+    _likelihood,
+    _drift,
+    _bayes,
+    _preconditioned,
+    _temperature,
+)

@@ -1,0 +1,180 @@
+r"""The top-down pass: what a class draws, layer by layer, given what is switched on.
+
+.. math::
+    B^{(l-1)} = \sum_k B_k^{(l)} \, \delta_k \, w_k, \qquad
+    f = \alpha + \langle B^{(0)}, x \rangle, \qquad
+    \alpha = \sum_l \langle B^{(l)}, \beta^{(l)} \rangle
+
+A network of rectifiers is linear on each piece of its input space. The piece is named by the
+slopes :math:`\delta` of the rectifiers and the positions of the max-pools; given them the pass
+from a class down to the image needs neither the image nor its differentiation. What the biases
+and offsets :math:`\beta` give on the way adds up to :math:`\alpha`.
+
+References:
+    | A Theory of Generative ConvNet (Xie et al., 2016)
+    | https://arxiv.org/abs/1602.03264
+"""
+
+__all__ = ["Pattern", "bottom_up", "down", "reach", "secants"]
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .graph import Graph, full_precision
+from .recorder import Delta, Node
+from .rectifier import pool_margin, secant_slopes
+from .transpose import scatter
+
+Pattern = Sequence[Delta]
+
+
+def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> tuple[Tensor, Tensor]:
+    r"""Returns :math:`\alpha`, with shape (B), and :math:`B^{(0)}`, with the shape of the input.
+
+    Arguments:
+        graph: The graph.
+        weights: The weight of each class, with shape (B, K): the score is their sum over classes.
+        pattern: The slopes and positions. `None` for those that the graph was read at.
+
+    Raises:
+        ValueError: If an operation is not linear on pieces, or on its own numbers alone.
+    """
+    pattern = graph.pattern if pattern is None else pattern
+    _check(graph)
+    messages: dict[int, Tensor] = {graph.result or 0: weights}
+    alpha = weights.new_zeros(len(weights))
+    with full_precision(weights.device):
+        for node in reversed(graph.nodes):
+            message = messages.pop(node.output, None)
+            if message is None:
+                continue
+            below, offset = _through(node, message, pattern)
+            if offset is not None:
+                alpha = alpha + (message * offset).reshape(len(alpha), -1).sum(1)
+            for number, part in zip(node.inputs, below, strict=True):
+                messages[number] = messages[number] + part if number in messages else part
+    return alpha, messages[0]
+
+
+def _through(node: Node, b: Tensor, pattern: Pattern) -> tuple[list[Tensor], Tensor | None]:
+    """Passes one operation from above, and returns its offset."""
+    if node.down is not None:
+        return node.down(b), node.offset
+    assert node.unit is not None
+    delta = pattern[node.unit]
+    if delta.positions is not None:
+        return [scatter(b, delta.positions, node.operation.shapes[0])], None
+    assert delta.slopes is not None
+    return [b * delta.slopes], delta.offset
+
+
+def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Returns how fast the logits change along a direction on the piece, with shape (B, K).
+
+    And how fast what goes into each activation and max-pool does, in their order.
+
+    Arguments:
+        graph: The graph.
+        direction: The direction, with the shape of the input.
+
+    Raises:
+        ValueError: As for :func:`down`.
+    """
+    _check(graph)
+    speeds = {0: direction}
+    before = [direction] * len(graph.pattern)
+    with full_precision(direction.device):
+        for node in graph.nodes:
+            if node.output in speeds or not all(n in speeds for n in node.inputs):
+                continue
+            given = [speeds[n] for n in node.inputs]
+            if node.unit is None:
+                found = node.operation(*given)
+                speeds[node.output] = found if node.offset is None else found - node.offset
+                continue
+            before[node.unit] = given[0]
+            delta = graph.pattern[node.unit]
+            if delta.positions is not None:
+                flat = given[0].flatten(-2).gather(-1, delta.positions.flatten(-2))
+                speeds[node.output] = flat.view(delta.positions.shape)
+            elif delta.slopes is not None:
+                speeds[node.output] = given[0] * delta.slopes
+    return speeds[graph.result or 0], before
+
+
+def reach(graph: Graph, direction: Tensor) -> Tensor:
+    """Returns the largest t for which x + t direction is on the same piece, with shape (B).
+
+    Infinite if no rectifier and no max-pool ever changes.
+
+    Arguments:
+        graph: The graph.
+        direction: The direction, with the shape of the input.
+
+    Raises:
+        ValueError: If the network is not linear on pieces.
+    """
+    smooth = next((n for n in graph.nodes if n.kind == "activation"), None)
+    if smooth is not None:
+        raise ValueError(f"reach: {_place(smooth)} is smooth, so the network has no pieces.")
+    _, speeds = bottom_up(graph, direction)
+    found = direction.new_full((len(direction),), math.inf)
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.unit is None:
+                continue
+            r, dr = graph.before[node.unit], speeds[node.unit]
+            positions = graph.pattern[node.unit].positions
+            if positions is not None:
+                margin = pool_margin(node.operation, r, dr, positions)
+            else:
+                margin = _margin(r, dr, node.kinks)
+            found = torch.minimum(found, margin.reshape(len(found), -1).amin(1))
+    return found
+
+
+def _margin(r: Tensor, dr: Tensor, kinks: Sequence[float]) -> Tensor:
+    """Returns how far a rectifier stays between its kinks, with the shape of r."""
+    found = torch.full_like(r, math.inf)
+    for kink in kinks:
+        # On a kink it is on the lower side.
+        ahead = torch.where(r > kink, dr < 0, dr > 0)
+        found = torch.where(ahead, torch.minimum(found, (kink - r) / dr), found)
+    return found
+
+
+def secants(graph: Graph) -> list[Delta]:
+    r"""Returns the pattern of secants :math:`\delta = (h(r) - h(0)) / r` of the activations.
+
+    With it :math:`f = \alpha + \langle B^{(0)}, x \rangle` is exact for smooth activations too,
+    but :math:`B^{(0)}` is no gradient: never sample with it.
+
+    Arguments:
+        graph: The graph.
+    """
+    found = list(graph.pattern)
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.kind == "activation" and node.unit is not None:
+                slopes, offset = secant_slopes(node.operation, graph.before[node.unit])
+                found[node.unit] = found[node.unit]._replace(slopes=slopes, offset=offset)
+    return found
+
+
+def _check(graph: Graph) -> None:
+    if graph.result is None:
+        raise ValueError("recursion: the logits do not depend on the image by known operations.")
+    allowed = ("linear", "rectifier", "pool", "activation")
+    spoiler = next((n for n in graph.nodes if n.kind not in allowed), None)
+    if spoiler is not None:
+        raise ValueError(
+            f"recursion: {_place(spoiler)} is not linear on pieces ({spoiler.kind}). See `census` "
+            "for all that is not; the energy's `reconstruct` works for every network."
+        )
+
+
+def _place(node: Node) -> str:
+    return f"{node.operation.name} in {node.module or 'the network'} ({node.layer})"

@@ -1,0 +1,118 @@
+"""An energy, images and classes on which the propositions of the paper are checked.
+
+Everything is in double precision, so that an equation holds to about 1e-12 or not at all.
+"""
+
+__all__ = ["Check", "Scene", "dot", "flat", "half", "norm", "relative_error"]
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .census import Status
+from .energy import ClassifierEnergy
+from .modes import frozen
+from .noise import generators, normal
+from .operation import Operation
+from .structure import Structure
+
+# How far from an image is near, in units of u; and for a network that is less precise itself.
+NEAR, ROUGH = 1e-3, 1.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One proposition and what was found of it.
+
+    Arguments:
+        statement: The proposition.
+        compared: What was compared with what.
+        status: Whether it holds: exact, local or not here.
+        error: The largest relative difference. `None` if nothing could be compared.
+        note: What it depends on, or what stands against it.
+    """
+
+    statement: str
+    compared: str
+    status: Status
+    error: float | None
+    note: str = ""
+
+
+class Scene:
+    """An energy in double precision at two images of the reference, with their classes."""
+
+    def __init__(self, energy: ClassifierEnergy, seed: int) -> None:
+        self.energy = copy.deepcopy(energy).double()
+        self.energy.smoothing, self.energy.gauge = None, "raw"
+        self.energy.requires_grad_(True)
+        like = self.energy.reference.mean.expand(2, *energy.reference.shape)
+        self.u, self.other, self.aside = (
+            normal(like, generators([s, s + 1])) for s in (seed, seed + 2, seed + 4)
+        )
+        with torch.no_grad():
+            self.y = self.energy.all_tilts(self.u).argmax(1)
+        self.structure = Structure.at(self.energy, self.u)
+        self.census = self.structure.census
+        self.status = self.census.statements()
+        rounds = any(_rounds(node.operation) for node in self.structure.graph.nodes)
+        self.rounded = "the network rounds to lower precision on its way" if rounds else ""
+        self.near = ROUGH if rounds else NEAR
+        self.tilt, self.b = self.tilt_and_b(self.u)
+        self.drift = self.b - self.u
+        spoilers = self.census.spoilers
+        self.spoiler = f"{spoilers[0].operation} of {spoilers[0].layer}" if spoilers else ""
+        self.reach = None if spoilers else self.structure.reach(self.drift)
+
+    def tilt_and_b(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns F and its gradient B by automatic differentiation."""
+        with frozen(self.energy):
+            u = u.detach().requires_grad_()
+            tilt = self.energy.tilt(u, self.y)
+            (b,) = torch.autograd.grad(tilt.sum(), u)
+        return tilt.detach(), b
+
+    def step(self) -> Tensor:
+        """Returns a step along the drift that stays on the piece, or near the image."""
+        near = self.near / norm(self.drift)
+        return near if self.reach is None else torch.minimum(self.reach / 2, near)
+
+    def moved(self, step: Tensor) -> Tensor:
+        """Returns the images after a step along the drift."""
+        return self.u + step.view(-1, 1, 1, 1) * self.drift
+
+
+def _rounds(operation: Operation) -> bool:
+    dtype = operation.given.get("dtype")
+    return operation.name == "_to_copy" and dtype not in (None, torch.float64)
+
+
+def relative_error(found: Tensor, wanted: Tensor, size: Tensor) -> float:
+    """Returns the largest difference relative to the largest size."""
+    return float(
+        (found - wanted).detach().abs().max() / size.detach().abs().max().clamp_min(1e-300)
+    )
+
+
+def flat(parts: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor:
+    """Returns gradients as one vector, with 0 for weights that have none."""
+    both = zip(parts, weights, strict=True)
+    return torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for g, w in both])
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the inner products of images, with shape (B)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def norm(a: Tensor) -> Tensor:
+    """Returns the norms of images, with shape (B)."""
+    return a.flatten(1).norm(dim=1)
+
+
+def half(u: Tensor) -> Tensor:
+    """Returns |u|^2 / 2 of images, with shape (B)."""
+    return dot(u, u) / 2

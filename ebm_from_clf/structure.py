@@ -1,0 +1,177 @@
+r"""The structure of the energy at images: what the paper's theorems speak of.
+
+.. math::
+    F_y(u) &= \tilde\alpha + \langle B, u \rangle, \qquad
+    \tilde\alpha = \gamma (\alpha + \langle G, I(\mu) \rangle), \qquad B = \gamma A^\top G \\
+    U(u, y) &= |u - B|^2 / 2 - \tilde\alpha - |B|^2 / 2
+
+on the linear piece of u, with the logit :math:`f = \alpha + \langle G, I \rangle` as a function of
+the classifier's input I(x). There the model is the Gaussian :math:`\mathcal{N}(B, 1)`, cut off at
+the borders of the piece. The piece is named by its pattern :math:`\delta`, and
+:math:`u \to \delta \to B` is an auto-encoder: the top-down pass needs the pattern, not the image.
+"""
+
+__all__ = ["Plane", "Structure", "structure"]
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .census import Census, census
+from .energy import ClassifierEnergy
+from .graph import Graph, read
+from .recursion import Pattern, down, reach, secants
+
+
+class Plane(NamedTuple):
+    r"""A linear function of whitened images, :math:`\alpha + \langle B, u \rangle`.
+
+    Arguments:
+        alpha: Its value at u = 0, in nats, with shape (B).
+        slope: Its gradient, in u, with shape (B, C, H, W).
+    """
+
+    alpha: Tensor
+    slope: Tensor
+
+
+@dataclass(frozen=True)
+class Structure:
+    r"""The energy laid open at images; use :func:`structure`.
+
+    References:
+        | A Theory of Generative ConvNet (Xie et al., 2016)
+        | https://arxiv.org/abs/1602.03264
+
+    Arguments:
+        energy: The energy.
+        u: The images in whitened coordinates, with shape (B, C, H, W).
+        graph: The classifier as a graph, read at them.
+    """
+
+    energy: ClassifierEnergy
+    u: Tensor
+    graph: Graph
+
+    @classmethod
+    def at(cls, energy: ClassifierEnergy, u: Tensor) -> "Structure":
+        """Lays an energy open at whitened coordinates; see :func:`structure`.
+
+        Arguments:
+            energy: The energy.
+            u: Whitened coordinates, with shape (B, C, H, W).
+
+        Raises:
+            ValueError: If the scores are smoothed.
+        """
+        if energy.smoothing is not None:
+            raise ValueError(
+                "structure: the scores are averaged over changes of the image, which have no "
+                "piece in common. Take an energy without smoothing."
+            )
+        with torch.no_grad():
+            inputs = energy.space(energy.reference.decode(u))
+        return cls(energy, u.detach(), read(energy.classifier, inputs))
+
+    @property
+    def pattern(self) -> Pattern:
+        """The slopes of every activation and the positions of every max-pool."""
+        return self.graph.pattern
+
+    @property
+    def census(self) -> Census:
+        """What the classifier is made of."""
+        return census(self.graph)
+
+    def plane(self, y: Tensor, pattern: Pattern | None = None) -> Plane:
+        r"""Returns :math:`\tilde\alpha` and B by the top-down pass, without differentiation.
+
+        Where the classifier is linear on pieces :math:`F_y = \tilde\alpha + \langle B, u \rangle`
+        on the whole piece; with smooth activations at u only. B is the gradient of :math:`F_y`.
+
+        Arguments:
+            y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
+            pattern: The pattern. `None` for that of the images; that of as many other images
+                gives their reconstructions.
+
+        Raises:
+            ValueError: If a class does not exist, the gauge is not linear in the logits, or an
+                operation of the classifier has no slopes.
+        """
+        alpha, slope = down(self.graph, self._weights(y), pattern)
+        reference, space = self.energy.reference, self.energy.space
+        alpha = alpha + (slope * space(reference.mean)).flatten(1).sum(1)
+        return Plane(alpha, reference.adjoint(slope / space.std))
+
+    def secant(self, y: Tensor) -> Plane:
+        r"""Returns the plane through :math:`F_y(u)` whose slopes are h(r) / r, not h'(r).
+
+        Its :math:`\alpha + \langle G, u \rangle` is :math:`F_y(u)` for smooth activations too,
+        with the biases alone in :math:`\alpha`. G is no gradient: never sample with it. For
+        rectifiers it is the plane itself.
+
+        Arguments:
+            y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
+
+        Raises:
+            ValueError: As for :meth:`plane`.
+        """
+        return self.plane(y, secants(self.graph))
+
+    def residual(self, y: Tensor) -> Tensor:
+        r"""Returns :math:`R = u - B = \nabla_u U`, with the shape of u.
+
+        Its squared norm is the reconstruction error :math:`|A^{-1} (x - \mu - A B)|^2`.
+
+        Arguments:
+            y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
+
+        Raises:
+            ValueError: As for :meth:`plane`.
+        """
+        return self.u - self.plane(y).slope
+
+    def reach(self, direction: Tensor) -> Tensor:
+        """Returns the largest t for which u + t direction is on the same piece, with shape (B).
+
+        No rectifier and no max-pool changes before. Infinite if none ever does.
+
+        Arguments:
+            direction: The direction in whitened coordinates, with the shape of u; the drift is
+                minus the residual.
+
+        Raises:
+            ValueError: If the classifier is not linear on pieces.
+        """
+        return reach(self.graph, self.energy.reference.factor(direction) / self.energy.space.std)
+
+    def _weights(self, y: Tensor) -> Tensor:
+        """Returns the weights of the logits in the tilt, with shape (B, K)."""
+        self.energy.check_classes(y, len(self.u))
+        if self.energy.gauge == "log_softmax":
+            raise ValueError(
+                "structure: the gauge log_softmax is not linear in the logits, so that its "
+                "scores have no pieces. Take an energy with the gauge raw or centered."
+            )
+        weights = torch.zeros_like(self.graph.logits)
+        weights = weights + y if y.is_floating_point() else weights.scatter(1, y[:, None], 1.0)
+        if self.energy.gauge == "centered":
+            weights = weights - weights.mean(1, keepdim=True)
+        return self.energy.gain * weights
+
+
+def structure(energy: ClassifierEnergy, x: Tensor) -> Structure:
+    """Lays an energy open at images, in one forward pass.
+
+    Arguments:
+        energy: The energy. It is not changed.
+        x: Pixels in [0, 1], with shape (B, C, H, W).
+
+    Raises:
+        TypeError: If the images are not floating point.
+        ValueError: If their shape is not that of the classifier, or the scores are smoothed.
+    """
+    energy.space.check(x)
+    return Structure.at(energy, energy.reference.encode(x))

@@ -1,0 +1,62 @@
+"""The propositions of the paper, checked on a network of the user's own.
+
+Each check computes the two sides of one equation on their own ways, in double precision, at draws
+of the reference, and reports the largest difference relative to what is compared. Which equations
+can hold is what the census says: exact; local, to first order near an image; or not here, with
+what stands against it.
+
+References:
+    | A Theory of Generative ConvNet (Xie et al., 2016)
+    | https://arxiv.org/abs/1602.03264
+"""
+
+__all__ = ["Theory", "examine_theory"]
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .census import Census
+from .energy import ClassifierEnergy
+from .identities import IDENTITIES
+from .piecewise import ON_PIECES
+from .scene import Check, Scene
+
+
+@dataclass(frozen=True)
+class Theory:
+    """What the paper's theory says of a classifier.
+
+    Arguments:
+        classifier: Its name.
+        shape: The shape (C, H, W) of an image.
+        census: What it is made of.
+        checks: The propositions.
+    """
+
+    classifier: str
+    shape: tuple[int, ...]
+    census: Census
+    checks: tuple[Check, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns everything as plain values, with the form of the network."""
+        return {**asdict(self), "form": self.census.form}
+
+
+def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: int = 0) -> Theory:
+    """Checks the propositions of the paper on an energy, with raw logits and without smoothing.
+
+    Arguments:
+        energy: The energy. It is not changed; a copy in double precision is.
+        name: What to call its classifier.
+        seed: The seed of the images, which are draws of the reference.
+    """
+    # Attention is differentiated twice in one of the checks, which only its plain form can be.
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        scene = Scene(energy, seed)
+        checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES)]
+    found = tuple(check for check in checks if check is not None)
+    return Theory(name, tuple(energy.space.shape), scene.census, found)
