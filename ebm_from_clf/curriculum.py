@@ -1,10 +1,10 @@
 r"""How many Langevin steps an update makes: more of them late, or where chains fall behind.
 
-.. math:: K_t = K \, g^{t / n}, \qquad K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
+.. math:: K_t = K \, g^{(1 - \cos \pi t / n) / 2}, \qquad K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
 
 Early on weights learn most from many updates with few steps. Late, when the learning rate falls,
 chains that go far while the weights hardly move tell what the energy does to long chains: with a
-growth g above 1, update t of n makes more steps the later it comes.
+growth g above 1, steps become more as a learning rate falls that follows a cosine.
 
 AUC is the probability that an observed image scores higher than a synthesized one, .5 where the
 two cannot be told apart. Chains that can be told apart have not come far enough: they get more
@@ -26,8 +26,7 @@ class Curriculum:
     """Settings of the curriculum of Langevin steps, which is looked at with each line of the log.
 
     Arguments:
-        growth: Steps of the last update over those of the first; they grow by the same factor in
-            each.
+        growth: Steps of the last update over those of the first.
         auc: Probability that an observed image scores higher than a synthesized one, above which
             an update makes one step more; .1 below it, one step less. 1 for steps as they are.
         fewest: Least number of steps.
@@ -49,6 +48,14 @@ class Curriculum:
                 f"Curriculum: `fewest` must be 1 or more, and `most` no less, got {self.fewest} "
                 f"and {self.most}."
             )
+
+    def grown(self, progress: float) -> float:
+        """Returns what steps are multiplied by at a fraction of the run.
+
+        Arguments:
+            progress: The fraction, 0 to 1.
+        """
+        return self.growth ** ((1 - math.cos(math.pi * progress)) / 2)
 
     def steps(self, n_steps: int, auc: float) -> int:
         """Returns the number of steps of the updates that follow.

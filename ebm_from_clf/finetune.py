@@ -318,7 +318,7 @@ class Finetuner:
         self._make_steps()
 
     def _make_steps(self) -> None:
-        grown = self.settings.curriculum.growth ** (self.update / self.settings.updates)
+        grown = self.settings.curriculum.grown(self.update / self.settings.updates)
         self.gen.make_steps(max(round(self.n_steps * grown * self.guard.steps), 1))
 
 

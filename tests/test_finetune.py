@@ -398,15 +398,17 @@ def test_steps_follow_what_chains_reach(digits, auc, steps):
     assert Curriculum().steps(7, 1.0) == Curriculum().steps(7, 0.0) == 7
 
 
-def test_steps_grow_by_the_same_factor_in_each_update(digits):
-    """K g^(t / n), whatever the log; the fresh chains of the end are those of the last K."""
+def test_steps_grow_over_a_run(digits):
+    """K g^((1 - cos pi t / n) / 2), whatever the log; fresh chains are those of the last K."""
     curriculum, seen = Curriculum(growth=8.0), []
     options = QUICK | {"curriculum": curriculum, "sampler": Langevin(n_steps=2, step_size=0.1)}
     tuner = Finetuner(energy(digits), digits, Settings(updates=6, log_every=4, **options))
     synthesize = tuner.gen.synthesize
     tuner.gen.synthesize = lambda y: (seen.append(tuner.gen.sampler.n_steps), synthesize(y))[1]
     tuner.run()
-    assert seen == [round(2 * 2 ** (t / 2)) for t in range(6)] == [2, 3, 4, 6, 8, 11]
+    half = math.sqrt(3) / 2
+    progress = [0, (1 - half) / 2, 1 / 4, 1 / 2, 3 / 4, (1 + half) / 2]
+    assert seen == [round(2 * 8**p) for p in progress] == [2, 2, 3, 6, 10, 14]
     assert tuner.energy.sampler.n_steps == 10 + round(16 * tuner.chains.lifetime)
 
 

@@ -59,6 +59,7 @@ CHANGES = {
     "CD-5": {"start.kind": "data", "chains.restart_rate": 1.0, "chains.burn_in": 0},
     "short runs": {"chains.restart_rate": 1.0, "chains.burn_in": 25},
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
+    "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
     "warm start": {"warm_start.updates": 60},
