@@ -1,6 +1,8 @@
 r"""How many Langevin steps an update makes: more of them late, or where chains fall behind.
 
-.. math:: K_t = K \, g^{(1 - \cos \pi t / n) / 2}, \qquad K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
+.. math::
+    K_t = K \, g^{(1 - \cos \pi t / n) / 2}, \qquad
+    K' = K + [\mathrm{AUC} > a] - [\mathrm{AUC} < a - w]
 
 Early on weights learn most from many updates with few steps. Late, when the learning rate falls,
 chains that go far while the weights hardly move tell what the energy does to long chains: with a

@@ -17,6 +17,7 @@ from ebm_from_clf import (
     sample,
     save,
 )
+from ebm_from_clf.cli import main
 from ebm_from_clf.convert import convert, create_classifier
 from ebm_from_clf.energy import ClassifierEnergy as Energy
 from ebm_from_clf.generative import GenerativeConvNet, enlarged
@@ -101,6 +102,19 @@ def test_a_saved_texture_is_drawn_at_another_size(tmp_path):
     images = [sample(e, [0], n=2) for e in big]
     assert images[0].shape == (2, 1, 40, 32) and torch.equal(*images)
     assert big[0].class_names == ["bark"] and big[0].sampler == found.sampler
+
+
+def test_the_command_line_draws_at_another_size(tmp_path, capsys):
+    save(energy(network().float()).float(), tmp_path / "model")
+    words = ["sample", str(tmp_path / "model"), "--classes", "0", "--n", "1", "--steps", "2"]
+    for size, status in ((40, 0), (16, 2)):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--size", str(size), "--output", str(tmp_path / str(size))])
+        assert stop.value.code == status
+    assert "sees 17 pixels" in capsys.readouterr().err and not (tmp_path / "16").exists()
+    (drawn,) = (tmp_path / "40").glob("0*/*.png")
+    with Image.open(drawn) as image:
+        assert image.size == (40, 40)
 
 
 def test_what_has_no_other_size_is_refused():
