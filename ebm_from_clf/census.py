@@ -60,7 +60,8 @@ class Census:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that there are, the most frequent first."""
-        return tuple(dict.fromkeys(entry.kind for entry in self.entries))
+        kinds = dict.fromkeys(entry.kind for entry in self.entries)
+        return tuple(sorted(kinds, key=self.count, reverse=True))
 
     def count(self, *kinds: Kind) -> int:
         """Returns the number of operations of some kinds.

@@ -1,8 +1,9 @@
 """An energy as a timm-native folder.
 
 `config.json` and `model.safetensors` are what timm writes and reads: `timm.create_model(
-"local-dir:DIR", pretrained=True)` gives the classifier back, bit-identical. The energy adds a key
-`"ebm"` to the config and keeps its own tensors in `ebm.safetensors`. Nothing is pickled.
+"local-dir:DIR", pretrained=True)` gives the classifier back, bit-identical (but a generative
+ConvNet, which timm does not know). The energy adds a key `"ebm"` to the config and keeps its own
+tensors in `ebm.safetensors`. Nothing is pickled.
 """
 
 __all__ = ["load", "save"]

@@ -28,11 +28,11 @@ class Curriculum:
     """Settings of the curriculum of Langevin steps, which is looked at with each line of the log.
 
     Arguments:
-        growth: Steps of the last update over those of the first.
+        growth: Steps at the end of a run over those at its beginning.
         auc: Probability that an observed image scores higher than a synthesized one, above which
             an update makes one step more; .1 below it, one step less. 1 for steps as they are.
-        fewest: Least number of steps.
-        most: Largest number of steps.
+        fewest: Least number of steps by `auc`, before they grow.
+        most: Largest number of steps by `auc`, before they grow.
     """
 
     growth: float = 1.0

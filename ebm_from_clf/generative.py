@@ -36,13 +36,12 @@ class GenerativeConvNet(nn.Module):
         kernels: Height and width of the filters of each layer, in pixels of the layer below.
         strides: Distance of their places, in pixels of the layer below.
         size: Height and width of the images that it learns from.
-
-    Attributes:
-        depth: How many layers are in use, from below; the paper learns one layer after the other.
+        depth: How many layers are in use, from below, `None` for all. It may be set later: the
+            paper learns one layer after the other.
 
     Raises:
-        ValueError: If there is no layer, the lists differ in length, or images of that size are
-            smaller than what a filter of the last layer sees.
+        ValueError: If there is no layer, the lists differ in length, there are fewer layers than
+            are in use, or images of that size are smaller than what a filter of them sees.
     """
 
     num_classes = 1
@@ -54,6 +53,7 @@ class GenerativeConvNet(nn.Module):
         kernels: Sequence[int] = (7, 5, 5, 5),
         strides: Sequence[int] = (2, 2, 2, 1),
         size: int = 128,
+        depth: int | None = None,
     ) -> None:
         super().__init__()
         if not len(channels) == len(kernels) == len(strides) > 0:
@@ -61,7 +61,12 @@ class GenerativeConvNet(nn.Module):
                 "GenerativeConvNet: `channels`, `kernels` and `strides` have one number for each "
                 f"layer, got {len(channels)}, {len(kernels)} and {len(strides)} of them."
             )
-        self.arguments: dict[str, Any] = {
+        depth = len(channels) if depth is None else depth
+        if not 1 <= depth <= len(channels):
+            raise ValueError(
+                f"GenerativeConvNet: `depth` is 1 to {len(channels)} layers, got {depth}."
+            )
+        self._arguments: dict[str, Any] = {
             "in_chans": in_chans,
             "channels": list(channels),
             "kernels": list(kernels),
@@ -73,7 +78,7 @@ class GenerativeConvNet(nn.Module):
             nn.Sequential(nn.Conv2d(below[i], channels[i], kernels[i], strides[i]), nn.ReLU())
             for i in range(len(channels))
         )
-        self.depth, self.num_features = len(self.layers), channels[-1]
+        self.depth, self.num_features = depth, channels[-1]
         if size < self.field:
             raise ValueError(
                 f"GenerativeConvNet: a filter of the last layer sees {self.field} pixels, images "
@@ -87,6 +92,11 @@ class GenerativeConvNet(nn.Module):
             "std": (0.5,) * in_chans,
             "num_classes": 1,
         }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What creates such a network again, by the names of its arguments."""
+        return self._arguments | {"depth": self.depth}
 
     @property
     def field(self) -> int:
@@ -151,8 +161,10 @@ def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnerg
         PixelSpace(
             energy.space.mean.flatten().tolist(), energy.space.std.flatten().tolist(), size
         ),
+        gauge=energy.gauge,
         gain=energy.gain,
         support=energy.support,
+        smoothing=energy.smoothing,
     ).to(reference.mean.device)
     found.class_names, found.sampler = energy.class_names, energy.sampler
     found.start = ReferenceStart(found.reference)

@@ -70,7 +70,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.autocast(device.type, enabled=False),
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
-        yield
+        products = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = products
 
 
 def _tangent(delta: Delta, operation: Operation, r: Tensor) -> Delta:

@@ -132,10 +132,11 @@ def is_readable(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> bool:
         # A rectifier that is fed with something else than images has no unit of an image.
         if not given or not all(len(r) == len(u) for r in given):
             return False
-        ends, middle = [_run(energy, s * u, y, slopes).tilt for s in (-1, 1)], 0 * u
-        bend = (ends[0] + ends[1]) / 2 - _run(energy, middle, y, slopes).tilt
-        size = torch.stack(ends).abs().amax(0) + 1
-        return bool((bend.abs() < ROUNDING * torch.finfo(u.dtype).eps * size).all())
+        tilts = torch.stack([_run(energy, s * u, y, slopes).tilt for s in (-1, 0, 1, 2)])
+        # Second differences: at 0 alone, what is odd in u would pass for linear.
+        bend = tilts.diff(n=2, dim=0).abs().amax(0)
+        size = tilts.abs().amax(0) + 1
+        return bool((bend < ROUNDING * torch.finfo(u.dtype).eps * size).all())
 
 
 class _Slopes:

@@ -23,6 +23,7 @@ from .noise import normal
 from .prototype import read_filters
 
 LARGEST_RANK = 3
+MOST_FILTERS = 62
 NODES = 16
 PANEL = 2.5
 REACH = 8.5  # standard deviations; beyond it lies a mass of 1e-17
@@ -60,6 +61,11 @@ class PieceLaw:
             raise ValueError(
                 f"PieceLaw: the filters may span {LARGEST_RANK} dimensions, they span "
                 f"{slopes.shape[1]}. If they are orthogonal, use PrototypeLaw."
+            )
+        if len(self.beta) > MOST_FILTERS:
+            raise ValueError(
+                f"PieceLaw: at most {MOST_FILTERS} filters can be told apart, got "
+                f"{len(self.beta)}."
             )
         log_mass, patterns = _masses(slopes, self.beta)
         # Binary numbers, so that what belongs to one piece is found by sorting integers.

@@ -48,6 +48,7 @@ class Scene:
     def __init__(self, energy: ClassifierEnergy, seed: int) -> None:
         self.energy = copy.deepcopy(energy).double()
         self.energy.smoothing, self.energy.gauge = None, "raw"
+        self.energy.support, self.energy.kept = "unbounded", None
         self.energy.requires_grad_(True)
         like = self.energy.reference.mean.expand(2, *energy.reference.shape)
         self.u, self.other, self.aside = (

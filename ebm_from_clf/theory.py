@@ -47,7 +47,7 @@ class Theory:
 
 
 def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: int = 0) -> Theory:
-    """Checks the propositions of the paper on an energy, with raw logits and without smoothing.
+    """Checks the propositions of the paper on an energy: raw logits, no smoothing, no box.
 
     Arguments:
         energy: The energy. It is not changed; a copy in double precision is.

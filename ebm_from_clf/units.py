@@ -154,7 +154,8 @@ class Units(nn.Module):
                     f"units: the classifier does not call its module {unit.module!r}. Name one "
                     "that it calls."
                 )
-        return self.scale * torch.stack([found[unit] for unit in self.units], 1)
+        responses = torch.stack([found[unit] for unit in self.units], 1)
+        return self.scale.to(responses) * responses
 
 
 class _Complete(BaseException):

@@ -89,7 +89,7 @@ def test_a_larger_image_is_the_same_model():
 
 
 def test_a_saved_texture_is_drawn_at_another_size(tmp_path):
-    net = network(in_chans=1).float()
+    net = network(depth=2).float()
     found = energy(net).float()
     found.class_names, found.sampler = ["bark"], Langevin(n_steps=3)
     save(found, tmp_path / "model")
