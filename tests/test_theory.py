@@ -8,7 +8,7 @@ import torch
 from test_cli import call
 from test_recursion import create
 
-from ebm_from_clf import PixelSpace, Smoothing, convert, scene, transpose
+from ebm_from_clf import PixelSpace, Smoothing, WhiteNoise, convert, identities, scene, transpose
 from ebm_from_clf.theory import examine_theory
 
 # Rounding in double precision, but for the differences: of F over 2e-5, where kinks are crossed,
@@ -103,6 +103,22 @@ def test_a_wrong_pass_shows_in_the_table(monkeypatch):
         "f = alpha + <B, u>",
         "image -> pattern -> B is an auto-encoder",
     }
+
+
+def test_a_box_is_left_out():
+    """Chains that are confined would not be those of the equations."""
+    box = WhiteNoise(torch.full((3, 32, 32), 0.5), 0.4)
+    _, found = table(create("test_resnet"), reference=box, support="clamp")
+    assert all(check.error < EXACT.get(check.statement, 1e-12) for check in found.checks)
+
+
+def test_a_wrong_loss_shows_in_the_table(monkeypatch):
+    """Mutant: the contrastive loss with the sign of the other side."""
+    right = identities.likelihood
+    monkeypatch.setattr(identities, "likelihood", lambda a, b: -right(a, b))
+    _, found = table(create("test_resnet"))
+    wrong = {check.statement for check in found.checks if check.error > 1e-3}
+    assert wrong == {"likelihood gradient: observed - synthesized"}
 
 
 def test_the_command_prints_a_table():
