@@ -319,7 +319,10 @@ class Finetuner:
 
     def _make_steps(self) -> None:
         grown = self.settings.curriculum.grown(self.update / self.settings.updates)
-        self.gen.make_steps(max(round(self.n_steps * grown * self.guard.steps), 1))
+        n_steps = max(round(self.n_steps * grown * self.guard.steps), 1)
+        # Only on a change: the length of fresh chains is read from the device.
+        if n_steps != self.gen.sampler.n_steps:
+            self.gen.make_steps(n_steps)
 
 
 def finetune(

@@ -8,10 +8,6 @@ how many there are in an image of the size that it learns from, so that scores a
 a logit. It is fully convolutional: a texture learned at one size is drawn at any other one, with
 the same n and the same gain, since the sum grows with the image as :math:`|u|^2 / 2` does.
 Convolutions do not pad, so that no layer sees a border that the texture does not have.
-
-The first layers may be those of a pretrained network. If they are frozen and one layer without
-rectifier is on top, this is the FRAME model of Lu, Zhu and Wu (2016,
-https://arxiv.org/abs/1509.08379), whose likelihood is concave.
 """
 
 __all__ = ["GenerativeConvNet", "enlarged"]
@@ -22,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
+from .modes import sharing
 from .reference import WhiteNoise
 from .space import PixelSpace
 from .start import ReferenceStart
@@ -102,8 +99,7 @@ class GenerativeConvNet(nn.Module):
     def field(self) -> int:
         """How far a filter of the last layer in use sees, in pixels."""
         seen, distance = 1, 1
-        kernels, strides = self.arguments["kernels"], self.arguments["strides"]
-        for kernel, stride in zip(kernels[: self.depth], strides, strict=False):
+        for kernel, stride in self._in_use():
             seen += (kernel - 1) * distance
             distance *= stride
         return seen
@@ -111,11 +107,15 @@ class GenerativeConvNet(nn.Module):
     @property
     def responses(self) -> int:
         """The n of the score: responses of the last layer in use to an image of its own size."""
-        side = self.arguments["size"]
-        kernels, strides = self.arguments["kernels"], self.arguments["strides"]
-        for kernel, stride in zip(kernels[: self.depth], strides, strict=False):
+        side = self._arguments["size"]
+        for kernel, stride in self._in_use():
             side = (side - kernel) // stride + 1
-        return self.arguments["channels"][self.depth - 1] * side**2
+        return self._arguments["channels"][self.depth - 1] * side**2
+
+    def _in_use(self) -> list[tuple[int, int]]:
+        """Returns kernel and stride of each layer in use."""
+        pairs = zip(self._arguments["kernels"], self._arguments["strides"], strict=True)
+        return list(pairs)[: self.depth]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the score of images, with shape (B, 1).
@@ -155,17 +155,9 @@ def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnerg
             f"enlarged: a filter of the last layer sees {network.field} pixels, got {size}. Take "
             "larger images."
         )
-    found = ClassifierEnergy(
-        network,
-        WhiteNoise(mean.expand(-1, *size).clone(), float(reference.scale)),
-        PixelSpace(
-            energy.space.mean.flatten().tolist(), energy.space.std.flatten().tolist(), size
-        ),
-        gauge=energy.gauge,
-        gain=energy.gain,
-        support=energy.support,
-        smoothing=energy.smoothing,
-    ).to(reference.mean.device)
-    found.class_names, found.sampler = energy.class_names, energy.sampler
+    found, device = sharing(energy), reference.mean.device
+    found.reference = WhiteNoise(mean.expand(-1, *size).clone(), float(reference.scale)).to(device)
+    center, spread = (t.flatten().tolist() for t in (energy.space.mean, energy.space.std))
+    found.space = PixelSpace(center, spread, size).to(device)
     found.start = ReferenceStart(found.reference)
     return found

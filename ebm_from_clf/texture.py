@@ -19,7 +19,7 @@ from .folder import image_size, read_image, to_pixels
 TEXTURES = ("brick", "grass", "gravel")
 SHORTER = 256
 EXEMPLAR = 128
-MOST = 64
+A_SIDE = 8
 
 
 def exemplar(source: str, split: str, channels: int) -> Tensor:
@@ -66,8 +66,7 @@ def crops(picture: Tensor, size: tuple[int, int]) -> Tensor:
             f"texture: a picture of {picture.shape[1]}x{picture.shape[2]} pixels has no crop of "
             f"{size[0]}x{size[1]}. Give a larger picture, or a smaller `size` of the classifier."
         )
-    most = int(MOST**0.5)
-    rows, columns = (np.unique(np.linspace(0, free, most).round().astype(int)) for free in sides)
+    rows, columns = (np.unique(np.linspace(0, free, A_SIDE).round().astype(int)) for free in sides)
     return torch.stack(
         [picture[:, i : i + size[0], j : j + size[1]] for i in rows for j in columns]
     )
