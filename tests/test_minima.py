@@ -10,10 +10,10 @@ from scipy.optimize import lsq_linear
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise
-from ebm_from_clf.kinks import is_readable, pattern
 from ebm_from_clf.langevin import energy_and_score
-from ebm_from_clf.minima import Minima, count_modes, descend, recall
 from ebm_from_clf.prototype import PrototypeLaw
+from ebm_from_clf.theory.kinks import is_readable, pattern
+from ebm_from_clf.theory.minima import Minima, count_modes, descend, recall
 
 TAU = torch.tensor([3.0, 4.0, 2.0], dtype=torch.float64)
 BETA = torch.tensor([-4.0, -7.0, 1.0], dtype=torch.float64)  # two wells, two wells, one

@@ -9,9 +9,7 @@ import toys
 from torch import nn
 from torch.nn import functional
 
-from ebm_from_clf import transpose
-from ebm_from_clf.graph import read
-from ebm_from_clf.recursion import bottom_up, down, reach, secants
+from ebm_from_clf.graph import bottom_up, down, reach, read, secants, transpose
 
 # Sizes with odd halves, where a stride leaves a row over.
 NETWORKS = [

@@ -9,7 +9,7 @@ from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Smoothing
 from ebm_from_clf.langevin import energy_and_score
-from ebm_from_clf.structure import Structure, structure
+from ebm_from_clf.theory import Structure, structure
 
 
 class Kinked(nn.Module):

@@ -8,8 +8,9 @@ import torch
 from test_cli import call
 from test_recursion import create
 
-from ebm_from_clf import PixelSpace, Smoothing, WhiteNoise, convert, identities, scene, transpose
-from ebm_from_clf.theory import examine_theory
+from ebm_from_clf import PixelSpace, Smoothing, WhiteNoise, convert
+from ebm_from_clf.graph import transpose
+from ebm_from_clf.theory import examine_theory, identities, scene
 
 # Rounding in double precision, but for the differences: of F over 2e-5, where kinks are crossed,
 # and of U and of gradients over a step within a piece, about 1e-6 of the size of both.

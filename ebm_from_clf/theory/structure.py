@@ -19,10 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..energy import ClassifierEnergy
+from ..graph import Graph, Pattern, down, reach, read, secants
 from .census import Census, census
-from .energy import ClassifierEnergy
-from .graph import Graph, read
-from .recursion import Pattern, down, reach, secants
 
 
 class Plane(NamedTuple):

@@ -17,11 +17,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .energy import Gauge
-from .langevin import Langevin
-from .modes import frozen
-from .noise import generators, normal
-from .objective import likelihood
+from ..energy import Gauge
+from ..langevin import Langevin
+from ..modes import frozen
+from ..noise import generators, normal
+from ..objective import likelihood
 from .scene import Check, Scene, dot, flat, norm, relative_error
 
 

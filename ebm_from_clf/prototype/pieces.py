@@ -18,9 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from .energy import ClassifierEnergy
-from .noise import normal
-from .prototype import read_filters
+from ..energy import ClassifierEnergy
+from ..noise import normal
+from .network import read_filters
 
 LARGEST_RANK = 3
 MOST_FILTERS = 62

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..energy import ClassifierEnergy
+from ..graph.operation import Operation
+from ..modes import frozen
+from ..noise import generators, normal
 from .census import Status
-from .energy import ClassifierEnergy
-from .modes import frozen
-from .noise import generators, normal
-from .operation import Operation
 from .structure import Structure
 
 # How far from an image is near, in units of u; and for a network that is less precise itself.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .energy import ClassifierEnergy
+from ..energy import ClassifierEnergy
 
 Rectifier = nn.ReLU | nn.LeakyReLU
 ROUNDS = 200

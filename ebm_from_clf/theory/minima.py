@@ -5,8 +5,8 @@ r"""The minima of the energy: the images that a class remembers.
 A minimum is its own top-down reconstruction (Xie et al., 2016): the energy is a memory, and a
 chain without noise recalls from it, as in a Hopfield network. Smooth networks have this to
 rounding. A network of rectifiers has it inside of a piece; where units lie on their kink, only
-with fractional slopes of these, see :mod:`ebm_from_clf.kinks`. On a box, B is brought back into
-it.
+with fractional slopes of these, see :mod:`ebm_from_clf.theory.kinks`. On a box, B is brought back
+into it.
 """
 
 __all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .energy import ClassifierEnergy
+from ..energy import ClassifierEnergy
+from ..langevin import Langevin, energy_and_score
+from ..modes import frozen
+from ..support import confine
 from .kinks import come_to_rest, is_readable
-from .langevin import Langevin, energy_and_score
-from .modes import frozen
-from .support import confine
 
 POLISH = 500
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..energy import ClassifierEnergy
 from .census import Census
-from .energy import ClassifierEnergy
 from .identities import IDENTITIES
 from .piecewise import ON_PIECES
 from .scene import Check, Scene

@@ -1,0 +1,9 @@
+"""A network read as a graph of operations, with its top-down pass written out."""
+
+from .graph import Graph as Graph
+from .graph import read as read
+from .recursion import Pattern as Pattern
+from .recursion import bottom_up as bottom_up
+from .recursion import down as down
+from .recursion import reach as reach
+from .recursion import secants as secants
