@@ -60,8 +60,10 @@ FOLDERS = {
     ],
     "prototype": [["network"], ["law", "pieces"], ["__init__"]],
     "theory": [
-        ["census", "kinks"],
-        ["minima", "structure"],
+        ["census"],
+        ["structure"],
+        ["kinks"],
+        ["minima"],
         ["scene"],
         ["identities", "piecewise"],
         ["examine"],

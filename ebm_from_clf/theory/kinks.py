@@ -10,21 +10,21 @@ in the generalised gradient (Clarke, 1983). The slopes are those for which
 :math:`r_k(B_\theta) = 0`, as many equations as unknowns. Which units are at their kink is found by
 an active set: a unit whose slope leaves [0, 1] is let go to that side, one that would change on
 the way to :math:`B_\theta` stops it there; it is kept if the energy rises beyond, and crossed if
-not. Kinks of max-pooling are not looked at.
+not. Kinks of max-pooling are not looked at, nor rectifiers with two of them.
 """
 
-__all__ = ["Rest", "come_to_rest", "is_readable", "pattern"]
+__all__ = ["Rest", "come_to_rest", "is_readable"]
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..energy import ClassifierEnergy
+from ..graph import Node, Pattern, sides
+from .structure import Structure
 
-Rectifier = nn.ReLU | nn.LeakyReLU
 ROUNDS = 200
 NEWTON = 4
 ROUNDING = 1e3  # in units of the rounding of one number
@@ -46,139 +46,83 @@ class Rest(NamedTuple):
     found: bool
 
 
-class _Pass(NamedTuple):
-    """One forward of images: tilts, and what went into the rectifiers and came out."""
-
-    tilt: Tensor
-    given: list[Tensor]
-    made: list[Tensor]
-
-
-@contextmanager
-def _rectified(
-    network: nn.Module, slopes: list[Tensor] | None
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Lists what goes into rectifiers and comes out; with slopes they are these linear maps.
-
-    Hooks are taken away on exit. Rectifiers are counted by their calls: one may serve twice.
-    """
-    given: list[Tensor] = []
-    made: list[Tensor] = []
-
-    def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # A copy, since a rectifier may work in place.
-        given.append(inputs[0] * 1)
-
-    def after(module: Rectifier, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if slopes is not None:
-            low = _low(module)
-            output = (low + (1 - low) * slopes[len(made)]) * given[len(made)]
-        made.append(output * 1)
-        return made[-1]
-
-    parts = [part for part in network.modules() if isinstance(part, Rectifier)]
-    hooks = [part.register_forward_pre_hook(before) for part in parts]
-    hooks += [part.register_forward_hook(after) for part in parts]
-    try:
-        yield given, made
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _low(module: Rectifier) -> float:
-    return module.negative_slope if isinstance(module, nn.LeakyReLU) else 0.0
-
-
-def _run(
-    energy: ClassifierEnergy, u: Tensor, y: Tensor, slopes: list[Tensor] | None = None
-) -> _Pass:
-    with _rectified(energy.classifier, slopes) as (given, made):
-        return _Pass(energy.tilt(u, y), given, made)
-
-
-def _flat(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.flatten(1) for part in parts], 1)
-
-
-def pattern(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
-    """Returns which units are on, boolean, with shape (B, M).
+def is_readable(energy: ClassifierEnergy, u: Tensor) -> bool:
+    """Tells whether all that bends a score are rectifiers with one kink, at 0.
 
     Arguments:
         energy: The energy.
         u: Whitened coordinates, with shape (B, C, H, W).
-        y: The class indices, with shape (B).
-    """
-    with torch.no_grad():
-        given = _run(energy, u, y).given
-        return _flat(given) > 0 if given else u.new_zeros(len(u), 0, dtype=torch.bool)
-
-
-def is_readable(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> bool:
-    """Tells whether all that bends a score are rectifiers that are parts of the classifier.
-
-    With their slopes held the tilt must then be linear.
-
-    Arguments:
-        energy: The energy.
-        u: Whitened coordinates, with shape (B, C, H, W).
-        y: The class indices, with shape (B).
     """
     if energy.smoothing is not None or energy.gauge == "log_softmax":
         return False
-    with torch.no_grad():
-        given = _run(energy, u, y).given
-        slopes = [(r > 0).to(r) for r in given]
-        # A rectifier that is fed with something else than images has no unit of an image.
-        if not given or not all(len(r) == len(u) for r in given):
-            return False
-        tilts = torch.stack([_run(energy, s * u, y, slopes).tilt for s in (-1, 0, 1, 2)])
-        # Second differences: at 0 alone, what is odd in u would pass for linear.
-        bend = tilts.diff(n=2, dim=0).abs().amax(0)
-        size = tilts.abs().amax(0) + 1
-        return bool((bend < ROUNDING * torch.finfo(u.dtype).eps * size).all())
+    graph = Structure.at(energy, u[:1]).graph
+    bent = [node for node in graph.nodes if node.kind != "linear"]
+    return graph.result is not None and bool(bent) and all(map(_has_one_kink, bent))
+
+
+def _has_one_kink(node: Node) -> bool:
+    finite = [kink for kink in node.kinks if math.isfinite(kink)]
+    return node.kind == "rectifier" and finite == [0.0]
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
 
 
 class _Slopes:
     """The slopes of all rectifiers for one image, of which those of units at their kink move."""
 
     def __init__(self, energy: ClassifierEnergy, u: Tensor, y: Tensor) -> None:
-        self.energy, self.y = energy, y
-        given = _run(energy, u, y).given
-        self.sizes = [(r.shape, r[0].numel()) for r in given]
-        self.slope = (_flat(given)[0] > 0).to(u)
+        self.structure, self.y = Structure.at(energy, u), y
+        graph = self.structure.graph
+        units = {node.unit: node.operation for node in graph.nodes if node.unit is not None}
+        both = [sides(units[k], r) for k, r in enumerate(graph.before)]
+        self.low = _flat([low for low, _ in both])
+        self.jump = _flat([high for _, high in both]) - self.low
+        self.slope = self.own(self.structure)
         self.kink = torch.zeros_like(self.slope, dtype=torch.bool)
 
-    def parts(self, slope: Tensor) -> list[Tensor]:
-        """Returns slopes in the shapes of the rectifiers."""
-        flat = slope.split([size for _, size in self.sizes])
-        return [part.view(shape) for part, (shape, _) in zip(flat, self.sizes, strict=True)]
+    @staticmethod
+    def own(structure: Structure) -> Tensor:
+        """Returns which units are on, 1 or 0, with shape (M)."""
+        return (_flat(list(structure.graph.before)) > 0).to(structure.u)
 
-    def tilt(self, like: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns B and the gradients of the tilt in what the rectifiers make, with a graph."""
-        zero = torch.zeros_like(like, requires_grad=True)
-        found = _run(self.energy, zero, self.y, self.parts(slope))
-        b, *outgoing = torch.autograd.grad(
-            found.tilt.sum(), [zero, *found.made], create_graph=True, materialize_grads=True
-        )
-        return b, _flat(outgoing)[0]
+    def pattern(self, slope: Tensor) -> Pattern:
+        """Returns slopes as a pattern of the network."""
+        before = self.structure.graph.before
+        flat = (self.low + self.jump * slope).split([r.numel() for r in before])
+        return [
+            delta._replace(slopes=part.view(r.shape), offset=None)
+            for delta, part, r in zip(self.structure.pattern, flat, before, strict=True)
+        ]
+
+    def tilt(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns B, and how the tilt changes with the slopes in units of what goes in."""
+        plane = self.structure.plane(self.y, self.pattern(slope))
+        above = [
+            torch.zeros_like(r) if b is None else b
+            for b, r in zip(plane.above, self.structure.graph.before, strict=True)
+        ]
+        return plane.slope, _flat(above) * self.jump
 
     def responses(self, u: Tensor, slope: Tensor) -> Tensor:
         """Returns what the rectifiers are given, with shape (M)."""
-        return _flat(_run(self.energy, u, self.y, self.parts(slope)).given)[0]
+        return _flat(self.structure.responses(u, self.pattern(slope)))
 
-    def solve(self, like: Tensor) -> None:
+    def solve(self) -> None:
         """Finds the slopes at the kinks for which B lies on all of them, by Newton's method."""
         where = self.kink.nonzero().flatten()
 
         def off(theta: Tensor) -> Tensor:
             slope = self.slope.index_put((where,), theta)
-            return self.responses(self.tilt(like, slope)[0], slope)[where]
+            return self.responses(self.tilt(slope)[0], slope)[where]
 
         for _ in range(NEWTON if len(where) else 0):
             theta = self.slope[where].clamp(0, 1)
-            rates = torch.autograd.functional.jacobian(off, theta)
-            self.slope[where] = theta - torch.linalg.pinv(rates) @ off(theta).detach()
+            # B is linear in each slope and so is what it gives: their differences are rates.
+            half = torch.eye(len(theta)).to(theta) / 2
+            rates = torch.stack([off(theta + h) - off(theta - h) for h in half], 1)
+            self.slope[where] = theta - torch.linalg.pinv(rates) @ off(theta)
 
     def stop(self, u: Tensor, end: Tensor, blocked: Tensor, outgoing: Tensor) -> Tensor:
         """Goes towards B until the first unit changes; that one is kept at its kink or crossed."""
@@ -189,7 +133,7 @@ class _Slopes:
         self.kink[k] = outgoing[k] < 0
         if not self.kink[k]:
             self.slope[k] = 1 - self.slope[k]
-        return (u + share[k] * (end - u)).detach()
+        return u + share[k] * (end - u)
 
     def let_go(self, excess: Tensor) -> None:
         """Lets the unit go whose slope is furthest outside of [0, 1]."""
@@ -209,9 +153,9 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Rest:
     state = _Slopes(energy, u, y)
     rounding, found = ROUNDING * torch.finfo(u.dtype).eps, False
     for _ in range(ROUNDS):
-        state.solve(u)
-        b, outgoing = (t.detach() for t in state.tilt(u, state.slope))
-        r = state.responses(b, state.slope).detach()
+        state.solve()
+        b, outgoing = state.tilt(state.slope)
+        r = state.responses(b, state.slope)
         near = rounding * (1 + r.abs().max())
         on = state.slope > 0.5
         blocked = ~state.kink & torch.where(on, r < -near, r > near)
@@ -230,7 +174,6 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Rest:
 
 def _residual(state: _Slopes, u: Tensor) -> float:
     """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1]."""
-    with torch.no_grad():
-        own = (_flat(_run(state.energy, u, state.y).given)[0] > 0).to(u)
+    own = state.own(Structure.at(state.structure.energy, u))
     slope = torch.where(state.kink, state.slope.clamp(0, 1), own)
-    return float((u - state.tilt(u, slope)[0]).norm().detach())
+    return float((u - state.tilt(slope)[0]).norm())

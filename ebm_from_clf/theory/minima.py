@@ -101,7 +101,7 @@ def descend(
         u, _ = chain(energy, u, y, generator=torch.Generator())
     kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
-        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u, y)
+        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u)
         if readable:
             rests = [
                 come_to_rest(energy, *one) for one in zip(u.split(1), y.split(1), strict=True)
