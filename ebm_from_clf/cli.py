@@ -47,7 +47,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe, machine
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
-from .theory import examine_theory
+from .theory import Theory, examine_theory
 from .units import units
 from .untrained import NORM, SAMPLER
 
@@ -149,12 +149,19 @@ def _doctor(a: Namespace) -> None:
 
 
 def _theory(a: Namespace) -> None:
-    """Checks the propositions of the paper on a classifier: exact, local, or not here."""
+    """Checks the propositions of the paper on a classifier, and fails if one fails."""
     classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     found = examine_theory(convert(classifier, size=a.size), name=a.classifier)
     if a.json:
         print(json.dumps(found.as_dict(), indent=2))
-        return
+    else:
+        _print_theory(found)
+    if found.failed:
+        names = "; ".join(check.statement for check in found.failed)
+        stop(1, f"theory: {len(found.failed)} of {len(found.checks)} propositions fail: {names}.")
+
+
+def _print_theory(found: Theory) -> None:
     made = found.census
     counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
     shape = "x".join(map(str, found.shape))
@@ -162,9 +169,12 @@ def _theory(a: Namespace) -> None:
     for entry in made.spoilers:
         print(f"  bent by {entry}")
     for check in found.checks:
-        error = "       " if check.error is None else f"{check.error:.1e}"
+        error = "" if check.error is None else f"{check.error:.1e}"
+        limit = "" if check.tolerance is None else f"< {check.tolerance:.0e}"
         note = f"; {check.note}" if check.note else ""
-        print(f"  {check.status:8}  {error}  {check.statement}: {check.compared}{note}")
+        print(
+            f"  {check.verdict:10}  {error:7} {limit:7}  {check.statement}: {check.compared}{note}"
+        )
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:

@@ -65,7 +65,7 @@ FOLDERS = {
         ["kinks"],
         ["minima"],
         ["scene"],
-        ["identities", "piecewise"],
+        ["identities", "memory", "one_layer", "piecewise"],
         ["examine"],
         ["__init__"],
     ],

@@ -25,7 +25,6 @@ from ..energy import ClassifierEnergy
 from ..graph import Node, Pattern, sides
 from .structure import Structure
 
-ROUNDS = 200
 NEWTON = 4
 ROUNDING = 1e3  # in units of the rounding of one number
 
@@ -119,10 +118,13 @@ class _Slopes:
 
         for _ in range(NEWTON if len(where) else 0):
             theta = self.slope[where].clamp(0, 1)
+            left = off(theta)
+            if left.abs().max() <= ROUNDING * torch.finfo(left.dtype).eps:
+                break
             # B is linear in each slope and so is what it gives: their differences are rates.
             half = torch.eye(len(theta)).to(theta) / 2
             rates = torch.stack([off(theta + h) - off(theta - h) for h in half], 1)
-            self.slope[where] = theta - torch.linalg.pinv(rates) @ off(theta)
+            self.slope[where] = theta - torch.linalg.pinv(rates) @ left
 
     def stop(self, u: Tensor, end: Tensor, blocked: Tensor, outgoing: Tensor) -> Tensor:
         """Goes towards B until the first unit changes; that one is kept at its kink or crossed."""
@@ -142,17 +144,18 @@ class _Slopes:
         self.slope[k] = float(self.slope[k] > 0.5)
 
 
-def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Rest:
+def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Rest:
     """Descends the energy of a readable network from piece to piece to a minimum.
 
     Arguments:
         energy: The energy, with its parameters held.
         u: Whitened coordinates of one image, with shape (1, C, H, W).
         y: Its class index, with shape (1).
+        most: How many borders of pieces it may meet.
     """
     state = _Slopes(energy, u, y)
     rounding, found = ROUNDING * torch.finfo(u.dtype).eps, False
-    for _ in range(ROUNDS):
+    for _ in range(most):
         state.solve()
         b, outgoing = state.tilt(state.slope)
         r = state.responses(b, state.slope)

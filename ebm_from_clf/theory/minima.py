@@ -22,7 +22,6 @@ from ..modes import frozen
 from ..support import confine
 from .kinks import come_to_rest, is_readable
 
-POLISH = 500
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
 
@@ -76,7 +75,13 @@ class Recall(NamedTuple):
 
 
 def descend(
-    energy: ClassifierEnergy, u: Tensor, y: Tensor, *, n_steps: int = 100, step_size: float = 0.3
+    energy: ClassifierEnergy,
+    u: Tensor,
+    y: Tensor,
+    *,
+    n_steps: int = 100,
+    step_size: float = 0.3,
+    n_polish: int = 300,
 ) -> Minima:
     """Descends the energy to its minima: chains without noise, then a polish to rounding.
 
@@ -89,6 +94,7 @@ def descend(
         y: The class indices, with shape (B).
         n_steps: The steps of the chains, then of shorter ones, and of shorter ones yet.
         step_size: Their step e, at first.
+        n_polish: The borders of pieces that the polish may meet, or its steps of L-BFGS.
 
     Raises:
         ValueError: If a class does not exist, or pixels of the energy are kept.
@@ -104,7 +110,8 @@ def descend(
         readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u)
         if readable:
             rests = [
-                come_to_rest(energy, *one) for one in zip(u.split(1), y.split(1), strict=True)
+                come_to_rest(energy, v, c, n_polish)
+                for v, c in zip(u.split(1), y.split(1), strict=True)
             ]
             u = torch.cat([rest.u for rest in rests])
             residual = u.new_tensor([rest.residual for rest in rests])
@@ -113,7 +120,10 @@ def descend(
         else:
             if energy.support == "unbounded":
                 u = torch.cat(
-                    [_polish(energy, v, c) for v, c in zip(u.split(1), y.split(1), strict=True)]
+                    [
+                        _polish(energy, v, c, n_polish)
+                        for v, c in zip(u.split(1), y.split(1), strict=True)
+                    ]
                 )
             residual = _residual(energy, u, y)
             found = residual <= torch.finfo(u.dtype).eps ** 0.5 * (1 + u.flatten(1).norm(dim=1))
@@ -176,21 +186,23 @@ def recall(
     return Recall(energy.reference.decode(ends[1]), energy.reference.decode(ends[0]), right)
 
 
-def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
+def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Tensor:
     """Descends a smooth energy to rounding."""
     # A line search compares energies, whose rounding hides the last digits of u; then without.
     for search in ("strong_wolfe", None):
-        v = _lbfgs(energy, u, y, search)
+        v = _lbfgs(energy, u, y, most, search)
         if _residual(energy, v, y) < _residual(energy, u, y):
             u = v
     return u
 
 
-def _lbfgs(energy: ClassifierEnergy, u: Tensor, y: Tensor, search: str | None) -> Tensor:
+def _lbfgs(
+    energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int, search: str | None
+) -> Tensor:
     v = u.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v],
-        max_iter=POLISH,
+        max_iter=most,
         tolerance_grad=torch.finfo(u.dtype).eps,
         tolerance_change=0.0,
         line_search_fn=search,
