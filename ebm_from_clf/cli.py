@@ -42,9 +42,10 @@ from .folders import publish, write_json
 from .gallery import write_samples
 from .generative import enlarged
 from .labels import by_name
+from .machine import machine
 from .named import find_classes, open_classifier, open_energy, open_photograph, timm_name
 from .quickstart import quickstart
-from .run import finetune_recipe, machine
+from .run import finetune_recipe
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
 from .theory import Theory, examine_theory

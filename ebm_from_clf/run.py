@@ -9,23 +9,17 @@ __all__ = [
     "Progress",
     "create_for",
     "finetune_recipe",
-    "machine",
-    "peak_memory",
     "pretrain",
     "silent",
 ]
 
-import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 from torch import nn
@@ -38,13 +32,15 @@ from .denoise import check_twice
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .evaluate import accuracy
-from .finetune import CHAINS, STATE, Finetuner
+from .finetune import Finetuner
 from .folders import claim, new_folder, write_json, write_text
 from .freeze import chosen
 from .labels import by_name, check_labels, fingerprint
+from .machine import machine
 from .recipe import Recipe
 from .space import PixelSpace
 from .state import read_state
+from .trail import CHAINS, STATE
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -124,21 +120,26 @@ def finetune_recipe(
         tuner.run(folder, callback=show)
         after = accuracy(tuner.energy, test)
         save(tuner.energy, folder / "model")
-        metrics = {
-            "accuracy_before": tuner.notes["accuracy_before"],
-            "accuracy_after": after,
-            "updates": tuner.update,
-            "rollbacks": tuner.guard.rollbacks,
-            "faults": tuner.guard.actions,
-            "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
-            "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
-            "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
-            "seconds_tuning": round(tuner.seconds, 1),
-        } | machine()
+        metrics = _metrics(recipe, tuner, after)
         write_json(folder / "metrics.json", metrics)
         (folder / STATE).unlink(missing_ok=True)
         (folder / CHAINS).unlink(missing_ok=True)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
+
+
+def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[str, Any]:
+    """Returns the numbers of a run that is finished."""
+    return {
+        "accuracy_before": tuner.notes["accuracy_before"],
+        "accuracy_after": accuracy_after,
+        "updates": tuner.update,
+        "rollbacks": tuner.guard.rollbacks,
+        "faults": tuner.guard.actions,
+        "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
+        "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
+        "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
+        "seconds_tuning": round(tuner.seconds, 1),
+    } | machine()
 
 
 def _begin(
@@ -199,28 +200,6 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     return False
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the numbers were measured with."""
-    return {
-        "peak_memory_mb": peak_memory(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "timm": timm.__version__,
-        },
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def peak_memory() -> int:
-    """Returns the largest memory this process has held, in megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:

@@ -11,8 +11,8 @@ from test_cli import RECIPE
 from ebm_from_clf import UsageError
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.chain_settings import StartSettings
+from ebm_from_clf.fault import GuardSettings
 from ebm_from_clf.folders import claim
-from ebm_from_clf.guard import GuardSettings
 from ebm_from_clf.recipe import Recipe
 from ebm_from_clf.run import finetune_recipe
 
