@@ -2,7 +2,8 @@
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
 `chains/`, the energy in `model/`, and `metrics.json`, written last. Until then an interrupted run
-goes on from `state.safetensors`, and from `chains.bin` if chains are mapped.
+goes on from `state.safetensors`, and from `chains.bin` if chains are mapped. One that diverged
+leaves `diverged.json` instead.
 """
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "silent",
 ]
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from .classify import train_classifier
 from .convert import class_names, space_of
 from .denoise import check_twice
 from .energy import ClassifierEnergy
-from .errors import UsageError
+from .errors import Diverged, UsageError
 from .evaluate import accuracy
 from .finetune import Finetuner
 from .folders import claim, new_folder, write_json, write_text
@@ -41,6 +43,9 @@ from .recipe import Recipe
 from .space import PixelSpace
 from .state import read_state
 from .trail import CHAINS, STATE
+
+DIVERGED = "diverged.json"
+AGAIN = "Resumed, it would end there again: change the recipe, and begin in another --output."
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -117,7 +122,11 @@ def finetune_recipe(
             advance(int(line["update"]) - reached)
             reached = int(line["update"])
 
-        tuner.run(folder, callback=show)
+        try:
+            tuner.run(folder, callback=show)
+        except Diverged as error:
+            write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
+            raise Diverged(f"{error} {AGAIN}") from error
         after = accuracy(tuner.energy, test)
         save(tuner.energy, folder / "model")
         metrics = _metrics(recipe, tuner, after)
@@ -164,9 +173,11 @@ def _begin(
         # Asked again in fine-tuning, but nobody should wait for a training in vain.
         if recipe.finetune.warm_start.updates:
             check_twice(classifier, space)
-        if recipe.finetune.chains.mapped:
-            n_classes = check_labels(train, getattr(classifier, "num_classes", None))
-            with recipe.finetune.chains.room(n_classes, space.shape, folder / CHAINS):
+        chains = recipe.finetune.chains
+        n_classes = check_labels(train, getattr(classifier, "num_classes", None))
+        chains.check_memory(n_classes, space.shape, space.std.device)
+        if chains.mapped:
+            with chains.room(n_classes, space.shape, folder / CHAINS):
                 pass
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
@@ -187,6 +198,9 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
     if not (resume and kept.exists()):
         write_text(new_folder(folder) / "recipe.yaml", text)
         return True
+    if (folder / DIVERGED).exists():
+        fault = json.loads((folder / DIVERGED).read_text(encoding="utf-8"))["fault"]
+        raise UsageError(f"{folder}: {fault} {AGAIN}")
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
