@@ -48,7 +48,7 @@ from .quickstart import quickstart
 from .run import finetune_recipe
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
-from .theory import Theory, examine_theory
+from .theory import examine_theory
 from .units import units
 from .untrained import NORM, SAMPLER
 
@@ -153,29 +153,10 @@ def _theory(a: Namespace) -> None:
     """Checks the propositions of the paper on a classifier, and fails if one fails."""
     classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     found = examine_theory(convert(classifier, size=a.size), name=a.classifier)
-    if a.json:
-        print(json.dumps(found.as_dict(), indent=2))
-    else:
-        _print_theory(found)
+    print(json.dumps(found.as_dict(), indent=2) if a.json else found)
     if found.failed:
         names = "; ".join(check.statement for check in found.failed)
         stop(1, f"theory: {len(found.failed)} of {len(found.checks)} propositions fail: {names}.")
-
-
-def _print_theory(found: Theory) -> None:
-    made = found.census
-    counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
-    shape = "x".join(map(str, found.shape))
-    print(f"{found.classifier}: {made.form}, images {shape}; operations: {counts}")
-    for entry in made.spoilers:
-        print(f"  bent by {entry}")
-    for check in found.checks:
-        error = "" if check.error is None else f"{check.error:.1e}"
-        limit = "" if check.tolerance is None else f"< {check.tolerance:.0e}"
-        note = f"; {check.note}" if check.note else ""
-        print(
-            f"  {check.verdict:10}  {error:7} {limit:7}  {check.statement}: {check.compared}{note}"
-        )
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:

@@ -44,6 +44,14 @@ class Theory:
     census: Census
     checks: tuple[Check, ...]
 
+    def __str__(self) -> str:
+        """What it is made of, what bends it, and a line for each proposition."""
+        made, shape = self.census, "x".join(map(str, self.shape))
+        counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
+        lines = [f"{self.classifier}: {made.form}, images {shape}; operations: {counts}"]
+        lines += [f"  bent by {entry}" for entry in made.spoilers]
+        return "\n".join(lines + [f"  {check}" for check in self.checks])
+
     @property
     def failed(self) -> tuple[Check, ...]:
         """The propositions that should hold and do not."""

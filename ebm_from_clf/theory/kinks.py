@@ -119,9 +119,10 @@ class _Slopes:
         for _ in range(NEWTON if len(where) else 0):
             theta = self.slope[where].clamp(0, 1)
             left = off(theta)
+            self.slope[where] = theta
             if left.abs().max() <= ROUNDING * torch.finfo(left.dtype).eps:
                 break
-            # B is linear in each slope and so is what it gives: their differences are rates.
+            # What B gives is quadratic in each slope, so that a central difference is a rate.
             half = torch.eye(len(theta)).to(theta) / 2
             rates = torch.stack([off(theta + h) - off(theta - h) for h in half], 1)
             self.slope[where] = theta - torch.linalg.pinv(rates) @ left

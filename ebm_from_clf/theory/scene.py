@@ -64,6 +64,12 @@ class Check:
             return "FAILS"
         return "holds" if self.status == "exact" else "local only"
 
+    def __str__(self) -> str:
+        error = "" if self.error is None else f"{self.error:.1e}"
+        limit = "" if self.tolerance is None else f"< {self.tolerance:.0e}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.verdict:10}  {error:7} {limit:7}  {self.statement}: {self.compared}{note}"
+
 
 class Scene:
     """An energy in double precision at two images of the reference, with their classes."""
