@@ -113,20 +113,7 @@ def finetune_recipe(
                 (folder / "recipe.yaml").unlink()
                 (folder / CHAINS).unlink(missing_ok=True)
             raise
-        advance = progress("fine-tune", recipe.finetune.updates)
-        advance(tuner.update)
-        reached = tuner.update
-
-        def show(line: dict[str, Any]) -> None:
-            nonlocal reached
-            advance(int(line["update"]) - reached)
-            reached = int(line["update"])
-
-        try:
-            tuner.run(folder, callback=show)
-        except Diverged as error:
-            write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
-            raise Diverged(f"{error} {AGAIN}") from error
+        _tune(tuner, folder, progress("fine-tune", recipe.finetune.updates))
         after = accuracy(tuner.energy, test)
         save(tuner.energy, folder / "model")
         metrics = _metrics(recipe, tuner, after)
@@ -134,6 +121,23 @@ def finetune_recipe(
         (folder / STATE).unlink(missing_ok=True)
         (folder / CHAINS).unlink(missing_ok=True)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
+
+
+def _tune(tuner: Finetuner, folder: Path, advance: Callable[[int], None]) -> None:
+    """Runs the loop to its end, with its progress shown, and notes it if the run diverged."""
+    reached = tuner.update
+    advance(reached)
+
+    def show(line: dict[str, Any]) -> None:
+        nonlocal reached
+        advance(int(line["update"]) - reached)
+        reached = int(line["update"])
+
+    try:
+        tuner.run(folder, callback=show)
+    except Diverged as error:
+        write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
+        raise Diverged(f"{error} {AGAIN}") from error
 
 
 def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[str, Any]:

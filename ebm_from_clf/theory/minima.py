@@ -86,7 +86,7 @@ def descend(
     """Descends the energy to its minima: chains without noise, then a polish to rounding.
 
     The polish goes image by image: from piece to piece if the network is linear but for
-    rectifiers that are parts of it, by L-BFGS if not. On a box there is none.
+    rectifiers of one kink, at 0, by L-BFGS if not. On a box there is none.
 
     Arguments:
         energy: The energy.
