@@ -21,8 +21,9 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -70,6 +71,12 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         line = " ".join(message.split())[:LONGEST_LINE].rstrip(". ")
         stop(2, f"{line}. See --help.")
+
+    def dump(self, *args: Any, **options: Any) -> str:  # noqa: ANN401 - those of jsonargparse
+        """Returns what a recipe holds, so that what is printed is one: no folder of a run."""
+        found = yaml.safe_load(super().dump(*args, **options))
+        names = {field.name for field in dataclasses.fields(Recipe)}
+        return yaml.safe_dump({k: v for k, v in found.items() if k in names}, sort_keys=False)
 
 
 def named_recipe(argv: Sequence[str] | None) -> list[str]:

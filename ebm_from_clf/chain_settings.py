@@ -13,13 +13,16 @@ from torch.utils.data import Dataset
 from .chains import ChainStore, Storage
 from .data import gather
 from .energy import ClassifierEnergy
+from .errors import UsageError
 from .folders import mappable
+from .machine import free_memory
 from .mixture import ClassMixture
 from .reference import Reference
 from .restart import Rates, rates
 from .start import ClassGaussian, DataStart, ReferenceStart, Start, UniformStart
 
 StartKind = Literal["gaussian", "reference", "uniform", "data"]
+COPIES = 4  # the store, two copies to go back to, and the next one while it is made
 
 
 @dataclass(frozen=True)
@@ -124,10 +127,11 @@ class ChainSettings:
             file: Where mapped chains lie; `None` for a nameless temporary file.
 
         Raises:
-            UsageError: If mapped chains do not fit the disk.
+            UsageError: If mapped chains do not fit the disk, or others the memory.
         """
         options: dict[str, Any] = asdict(self)
         if not options.pop("mapped"):
+            self.check_memory(n_classes, reference.shape, reference.mean.device)
             return ChainStore(reference, start, n_classes, **options)
         with self.room(n_classes, reference.shape, file) as place:
             return ChainStore(reference, start, n_classes, **options, file=place)
@@ -145,5 +149,30 @@ class ChainSettings:
         Raises:
             UsageError: If it has not.
         """
+        return mappable(file, self._bytes(n_classes, shape))
+
+    def check_memory(self, n_classes: int, shape: torch.Size, device: torch.device) -> None:
+        """Checks that there is memory for chains that are not mapped, and the copies of them.
+
+        Arguments:
+            n_classes: The number of classes.
+            shape: The shape (C, H, W) of an image.
+            device: Where they are kept.
+
+        Raises:
+            UsageError: If there is not.
+        """
+        needed, room = COPIES * self._bytes(n_classes, shape), free_memory(device)
+        if self.mapped or needed <= room:
+            return
+        fit = int(self.per_class * room / needed)
+        raise UsageError(
+            f"chains: {n_classes} x {self.per_class} of them, with the copies that a run goes "
+            f"back to, take {needed / 1e9:.1f} GB of memory, there is {room / 1e9:.1f}. Keep at "
+            f"most {fit} of a class (finetune.chains.per_class), or all of them in a file "
+            "(finetune.chains.mapped: true)."
+        )
+
+    def _bytes(self, n_classes: int, shape: torch.Size) -> int:
         value = getattr(torch, self.storage).itemsize
-        return mappable(file, n_classes * self.per_class * (8 + shape.numel() * value))
+        return n_classes * self.per_class * (8 + shape.numel() * value)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from .data import Batches, loader
+from .batches import Batches, loader
 from .objective import generative
 from .space import PixelSpace
 

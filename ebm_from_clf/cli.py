@@ -42,9 +42,10 @@ from .folders import publish, write_json
 from .gallery import write_samples
 from .generative import enlarged
 from .labels import by_name
+from .machine import machine
 from .named import find_classes, open_classifier, open_energy, open_photograph, timm_name
 from .quickstart import quickstart
-from .run import finetune_recipe, machine
+from .run import finetune_recipe
 from .sample import UNTUNED, n_steps
 from .smooth import Smoothing
 from .theory import examine_theory
@@ -149,22 +150,13 @@ def _doctor(a: Namespace) -> None:
 
 
 def _theory(a: Namespace) -> None:
-    """Checks the propositions of the paper on a classifier: exact, local, or not here."""
+    """Checks the propositions of the paper on a classifier, and fails if one fails."""
     classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
     found = examine_theory(convert(classifier, size=a.size), name=a.classifier)
-    if a.json:
-        print(json.dumps(found.as_dict(), indent=2))
-        return
-    made = found.census
-    counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
-    shape = "x".join(map(str, found.shape))
-    print(f"{found.classifier}: {made.form}, images {shape}; operations: {counts}")
-    for entry in made.spoilers:
-        print(f"  bent by {entry}")
-    for check in found.checks:
-        error = "       " if check.error is None else f"{check.error:.1e}"
-        note = f"; {check.note}" if check.note else ""
-        print(f"  {check.status:8}  {error}  {check.statement}: {check.compared}{note}")
+    print(json.dumps(found.as_dict(), indent=2) if a.json else found)
+    if found.failed:
+        names = "; ".join(check.statement for check in found.failed)
+        stop(1, f"theory: {len(found.failed)} of {len(found.checks)} propositions fail: {names}.")
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:

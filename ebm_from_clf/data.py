@@ -4,18 +4,18 @@ A data set yields pairs (x, y): pixels in [0, 1] as a float tensor of shape (C, 
 index. It has `class_names`. Sets that fit in memory are held as 8-bit :class:`Images`.
 """
 
-__all__ = ["Augment", "Batches", "Images", "gather", "load_data", "loader", "pairs"]
+__all__ = ["Augment", "Images", "gather", "load_data"]
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset
 
+from .batches import loader
 from .demo import PATCH_SOURCES, digits8x8, mnist5k, patches
 from .errors import UsageError
 from .folder import ImageFolder, to_pixels
@@ -25,6 +25,7 @@ from .texture import TEXTURES, crops, exemplar
 
 IN_MEMORY_BYTES = 2**31
 AT_ONCE = 64
+OFFLINE = ("mnist5k", "digits8x8", "patches", "texture")
 
 
 class Images(Dataset):
@@ -48,78 +49,12 @@ class Images(Dataset):
         return dequantize(self.images[index]), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        # torch's loader calls this for a whole batch; `_collate` passes it on as it is.
+        # torch's loader calls this for a whole batch, and ours passes it on as it is.
         return dequantize(self.images[indices]), self.labels[indices]
 
     def subset(self, indices: Tensor) -> "Images":
         """Returns the images of the indices given, as another data set."""
         return Images(self.images[indices], self.labels[indices], self.class_names)
-
-
-def loader(dataset: Dataset, batches: "Batches | int") -> DataLoader:
-    """Returns a loader of batches (x, y) that leaves the global random state alone.
-
-    Arguments:
-        dataset: The data set.
-        batches: The batches, or a batch size for one pass in order.
-    """
-    order: dict[str, Any] = {"batch_sampler": batches}
-    if isinstance(batches, int):
-        order = {"batch_size": batches}
-    return DataLoader(dataset, collate_fn=_collate, generator=torch.Generator(), **order)
-
-
-def _collate(batch: Any) -> Any:  # noqa: ANN401 - what torch hands to a collate function
-    # A data set in memory hands over whole batches.
-    return batch if isinstance(batch, tuple) else default_collate(batch)
-
-
-class Batches:
-    """Creates an endless sequence of index batches whose order follows from (seed, epoch).
-
-    Arguments:
-        n: The number of samples.
-        batch_size: The batch size; a batch never spans two epochs.
-        seed: The seed.
-        position: How many batches were already taken, to go on where another run ended.
-    """
-
-    def __init__(self, n: int, batch_size: int, *, seed: int, position: int = 0) -> None:
-        self.n = n
-        self.batch_size = min(batch_size, n)
-        self.seed = seed
-        self.position = position
-
-    def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.n // self.batch_size
-        position, order, epoch = self.position, torch.empty(0), -1
-        while True:
-            if position // per_epoch != epoch:
-                epoch = position // per_epoch
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                order = torch.randperm(self.n, generator=generator)
-            first = position % per_epoch * self.batch_size
-            yield order[first : first + self.batch_size].tolist()
-            position += 1
-
-
-def pairs(
-    dataset: Dataset, sizes: Sequence[int], *, seed: int, position: int
-) -> Iterator[tuple[list[Tensor], ...]]:
-    """Yields a batch (x, y) of each size at once, without end, in orders of their own.
-
-    Arguments:
-        dataset: The data set.
-        sizes: The batch sizes.
-        seed: The seed of the orders.
-        position: How many were already taken.
-    """
-    n = len(dataset)  # type: ignore[arg-type]
-    orders = [
-        Batches(n, size, seed=seed + 31 * part, position=position)
-        for part, size in enumerate(sizes)
-    ]
-    yield from zip(*(loader(dataset, order) for order in orders), strict=True)
 
 
 @dataclass(frozen=True)
@@ -227,22 +162,8 @@ def load_data(
     Raises:
         UsageError: If the data are missing or cannot be read.
     """
-    if name in ("mnist5k", "digits8x8", "patches", "texture"):
-        if split not in ("train", "test"):
-            raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
-        if name == "texture":
-            cut = crops(exemplar(root or TEXTURES[0], split, channels), size)
-            return Images(cut, torch.zeros(len(cut)).long(), [Path(root or TEXTURES[0]).stem])
-        if name == "patches":
-            pieces, labels = patches(split)
-            images = torch.stack([to_pixels(image, size, channels) for image in pieces])
-            return Images(images, labels, PATCH_SOURCES)
-        images, labels = mnist5k() if name == "mnist5k" else digits8x8()
-        digits = Images(images, labels, [str(i) for i in range(10)])
-        found = _fit(digits, size, channels)
-        n_train = 4000 if name == "mnist5k" else 1400
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-        return found.subset(order[:n_train] if split == "train" else order[n_train:])
+    if name in OFFLINE:
+        return _offline(name, split, size, channels, root)
     if root is None:
         raise UsageError(
             f"data {name!r} is none of mnist5k, digits8x8, patches, so it needs the folder it "
@@ -264,6 +185,27 @@ def load_data(
         return dataset
     images = torch.stack([dataset.read(i) for i in range(len(dataset))])
     return Images(images, torch.tensor(dataset.labels), dataset.class_names)
+
+
+def _offline(
+    name: str, split: str, size: tuple[int, int], channels: int, root: str | None
+) -> Images:
+    """Loads one part of a data set of the `demo` extra."""
+    if split not in ("train", "test"):
+        raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
+    if name == "texture":
+        cut = crops(exemplar(root or TEXTURES[0], split, channels), size)
+        return Images(cut, torch.zeros(len(cut)).long(), [Path(root or TEXTURES[0]).stem])
+    if name == "patches":
+        pieces, labels = patches(split)
+        images = torch.stack([to_pixels(image, size, channels) for image in pieces])
+        return Images(images, labels, PATCH_SOURCES)
+    images, labels = mnist5k() if name == "mnist5k" else digits8x8()
+    digits = Images(images, labels, [str(i) for i in range(10)])
+    found = _fit(digits, size, channels)
+    n_train = 4000 if name == "mnist5k" else 1400
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    return found.subset(order[:n_train] if split == "train" else order[n_train:])
 
 
 def _fit(data: Images, size: tuple[int, int], channels: int) -> Images:

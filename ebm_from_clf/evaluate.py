@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .adversarial import Adversarial
-from .data import loader
+from .batches import loader
 from .energy import ClassifierEnergy
 from .errors import Diverged
 

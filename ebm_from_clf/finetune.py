@@ -10,7 +10,7 @@ average of those that moved. The first updates may be a warm start instead, whic
 and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
 """
 
-__all__ = ["CHAINS", "STATE", "Finetuner", "finetune"]
+__all__ = ["Finetuner", "finetune"]
 
 import math
 import time
@@ -20,27 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .batches import pairs
 from .contrastive import Contrastive
-from .data import pairs
 from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
+from .fault import find_fault
 from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
-from .pictures import grid
 from .settings import Settings
 from .space import check_pixels
-from .state import write_state
-
-STATE = "state.safetensors"
-CHAINS = "chains.bin"
+from .trail import CHAINS, Trail
 
 
 class Finetuner:
@@ -100,7 +96,6 @@ class Finetuner:
         self.seconds = 0.0
         self.journal = Journal(n_classes)
         self.n_steps = settings.sampler.n_steps
-        self._written = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the rest of the run depends on; data order follows from `update`."""
@@ -122,7 +117,6 @@ class Finetuner:
             state: The state, from a run of the same settings and data.
         """
         self.notes, self.update, self.seconds = state["notes"], state["update"], state["seconds"]
-        self._written = self.update
         self.guard.load_state_dict(state["guard"])
         self.journal.load_state_dict(state["journal"])
         self.generator.set_state(state["generator"])
@@ -219,45 +213,36 @@ class Finetuner:
         Raises:
             Diverged: If chains fall behind the data more often than the guard allows.
         """
-        if output is not None:
-            (output / "chains").mkdir(parents=True, exist_ok=True)
-            # The lines after the state that this run resumes from are written again.
-            self.journal.write(output, anew=True)
+        trail = Trail(output, self.settings.checkpoint_every, self.update, self.journal)
         classifier = self.energy.classifier
         if self.settings.channels_last:
             classifier.to(memory_format=torch.channels_last)
         try:
-            self._loop(output, callback)
+            self._loop(trail, callback)
         finally:
             if self.settings.channels_last:
                 classifier.to(memory_format=torch.contiguous_format)
         self.descent.finish()
 
-    def _loop(
-        self, output: Path | None, callback: Callable[[dict[str, float]], None] | None
-    ) -> None:
+    def _loop(self, trail: Trail, callback: Callable[[dict[str, float]], None] | None) -> None:
         begin = time.perf_counter() - self.seconds
         if self.guard.is_empty:
             self.guard.keep(self.update, self._parts())
-        if output is not None and self.settings.checkpoint_every and not self.update:
-            # What was spent on the classifier is not lost, however soon the run is interrupted.
-            write_state(output / STATE, self.state_dict())
+        if not self.update:
+            trail.keep(0, self.state_dict)
         batches = self.batches()
         while self.update < self.settings.updates:
             self.step(*next(batches))
             self.seconds = time.perf_counter() - begin
-            if self._due(self.settings.log_every):
+            is_line = self._due(self.settings.log_every)
+            if is_line:
                 line = self._line()
-                if output is not None:
-                    self.journal.write(output)
+                trail.log()
                 self._watch(line)
-            drawable = output is not None and self.energy.reference.shape[0] in (1, 3)
-            if output is not None and drawable and self._due(self.settings.grid_every):
-                self.picture().save(output / "chains" / f"{self.update:06d}.png")
-            if self._due(self.settings.log_every):
-                # Last of all: what an interrupted run has shown, it need not show again.
-                if output is not None:
-                    self._write_state(output)
+            if self._due(self.settings.grid_every):
+                trail.draw(self.update, self.chains)
+            if is_line:
+                trail.keep(self.update, self.state_dict)
                 if callback is not None:
                     callback(line)
 
@@ -279,21 +264,9 @@ class Finetuner:
         ends = (self.settings.warm_start.updates, self.settings.updates)
         return every > 0 and (self.update % every == 0 or self.update in ends)
 
-    def _write_state(self, output: Path) -> None:
-        """Writes the state to resume from, when it is time."""
-        every = self.settings.checkpoint_every
-        if every and self.update // every > self._written // every:
-            write_state(output / STATE, self.state_dict())
-            self._written = self.update
-
-    def picture(self) -> Image.Image:
-        """Returns a grid of the chains in the store, one row per class, at most ten of each."""
-        n = min(8, self.chains.per_class)
-        return grid(self.chains.pixels(range(min(10, self.chains.n_classes)), n), columns=n)
-
     def _watch(self, line: dict[str, float]) -> None:
         """Keeps a healthy state, mends one that is off. Noise, data and schedule go on."""
-        fault = self.guard.fault(line)
+        fault = find_fault(line, self.guard.settings)
         if fault is None:
             if "auc" in line:  # a warm start has no chains
                 # Observed minus synthesized scores: the gradient of the likelihood in the gain.

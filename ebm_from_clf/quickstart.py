@@ -22,9 +22,10 @@ from .evaluate import evaluate
 from .folders import write_json
 from .gallery import write_samples
 from .judge import Judge
+from .machine import machine
 from .recipe import Recipe
 from .report import write_report
-from .run import Progress, finetune_recipe, machine, silent
+from .run import Progress, finetune_recipe, silent
 from .sample import Samples, join, n_steps
 from .space import PixelSpace
 

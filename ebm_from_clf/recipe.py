@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from .batches import loader
 from .convert import convert, create_classifier
-from .data import AT_ONCE, load_data, loader
+from .data import AT_ONCE, load_data
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .fitted import FittedGaussian

@@ -2,30 +2,26 @@
 
 The folder holds the resolved `recipe.yaml`, the log `metrics.jsonl`, pictures of the chains in
 `chains/`, the energy in `model/`, and `metrics.json`, written last. Until then an interrupted run
-goes on from `state.safetensors`, and from `chains.bin` if chains are mapped.
+goes on from `state.safetensors`, and from `chains.bin` if chains are mapped. One that diverged
+leaves `diverged.json` instead.
 """
 
 __all__ = [
     "Progress",
     "create_for",
     "finetune_recipe",
-    "machine",
-    "peak_memory",
     "pretrain",
     "silent",
 ]
 
-import platform
-import resource
+import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import yaml
 from torch import nn
@@ -36,15 +32,20 @@ from .classify import train_classifier
 from .convert import class_names, space_of
 from .denoise import check_twice
 from .energy import ClassifierEnergy
-from .errors import UsageError
+from .errors import Diverged, UsageError
 from .evaluate import accuracy
-from .finetune import CHAINS, STATE, Finetuner
+from .finetune import Finetuner
 from .folders import claim, new_folder, write_json, write_text
 from .freeze import chosen
 from .labels import by_name, check_labels, fingerprint
+from .machine import machine
 from .recipe import Recipe
 from .space import PixelSpace
 from .state import read_state
+from .trail import CHAINS, STATE
+
+DIVERGED = "diverged.json"
+AGAIN = "Resumed, it would end there again: change the recipe, and begin in another --output."
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -112,33 +113,46 @@ def finetune_recipe(
                 (folder / "recipe.yaml").unlink()
                 (folder / CHAINS).unlink(missing_ok=True)
             raise
-        advance = progress("fine-tune", recipe.finetune.updates)
-        advance(tuner.update)
-        reached = tuner.update
-
-        def show(line: dict[str, Any]) -> None:
-            nonlocal reached
-            advance(int(line["update"]) - reached)
-            reached = int(line["update"])
-
-        tuner.run(folder, callback=show)
+        _tune(tuner, folder, progress("fine-tune", recipe.finetune.updates))
         after = accuracy(tuner.energy, test)
         save(tuner.energy, folder / "model")
-        metrics = {
-            "accuracy_before": tuner.notes["accuracy_before"],
-            "accuracy_after": after,
-            "updates": tuner.update,
-            "rollbacks": tuner.guard.rollbacks,
-            "faults": tuner.guard.actions,
-            "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
-            "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
-            "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
-            "seconds_tuning": round(tuner.seconds, 1),
-        } | machine()
+        metrics = _metrics(recipe, tuner, after)
         write_json(folder / "metrics.json", metrics)
         (folder / STATE).unlink(missing_ok=True)
         (folder / CHAINS).unlink(missing_ok=True)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
+
+
+def _tune(tuner: Finetuner, folder: Path, advance: Callable[[int], None]) -> None:
+    """Runs the loop to its end, with its progress shown, and notes it if the run diverged."""
+    reached = tuner.update
+    advance(reached)
+
+    def show(line: dict[str, Any]) -> None:
+        nonlocal reached
+        advance(int(line["update"]) - reached)
+        reached = int(line["update"])
+
+    try:
+        tuner.run(folder, callback=show)
+    except Diverged as error:
+        write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
+        raise Diverged(f"{error} {AGAIN}") from error
+
+
+def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[str, Any]:
+    """Returns the numbers of a run that is finished."""
+    return {
+        "accuracy_before": tuner.notes["accuracy_before"],
+        "accuracy_after": accuracy_after,
+        "updates": tuner.update,
+        "rollbacks": tuner.guard.rollbacks,
+        "faults": tuner.guard.actions,
+        "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
+        "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
+        "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
+        "seconds_tuning": round(tuner.seconds, 1),
+    } | machine()
 
 
 def _begin(
@@ -163,9 +177,11 @@ def _begin(
         # Asked again in fine-tuning, but nobody should wait for a training in vain.
         if recipe.finetune.warm_start.updates:
             check_twice(classifier, space)
-        if recipe.finetune.chains.mapped:
-            n_classes = check_labels(train, getattr(classifier, "num_classes", None))
-            with recipe.finetune.chains.room(n_classes, space.shape, folder / CHAINS):
+        chains = recipe.finetune.chains
+        n_classes = check_labels(train, getattr(classifier, "num_classes", None))
+        chains.check_memory(n_classes, space.shape, space.std.device)
+        if chains.mapped:
+            with chains.room(n_classes, space.shape, folder / CHAINS):
                 pass
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
@@ -186,6 +202,9 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
     if not (resume and kept.exists()):
         write_text(new_folder(folder) / "recipe.yaml", text)
         return True
+    if (folder / DIVERGED).exists():
+        fault = json.loads((folder / DIVERGED).read_text(encoding="utf-8"))["fault"]
+        raise UsageError(f"{folder}: {fault} {AGAIN}")
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
@@ -199,28 +218,6 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     return False
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the numbers were measured with."""
-    return {
-        "peak_memory_mb": peak_memory(),
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "timm": timm.__version__,
-        },
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def peak_memory() -> int:
-    """Returns the largest memory this process has held, in megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:

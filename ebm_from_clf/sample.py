@@ -95,19 +95,10 @@ def draw(
     batch_size: int | None = None,
     frames: int = 0,
 ) -> Samples:
-    """Draws images with all that belongs to them; arguments as for :func:`sample`.
+    """Draws images with all that belongs to them; others and errors as for :func:`sample`.
 
     Arguments:
-        energy: The energy.
-        classes: The class indices, or weights of several of them.
-        n: The number of images of each.
-        seed: The seed of the first image.
-        sampler: How chains move.
-        batch_size: Images at once.
         frames: Images kept along the way of each chain.
-
-    Raises:
-        UsageError: If a class or seed does not exist or n is not positive.
     """
     parts = stream(energy, classes, n, seed, sampler=sampler, batch_size=batch_size, frames=frames)
     return join(list(parts))
@@ -137,21 +128,11 @@ def stream(
     skip: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Samples]:
-    """Draws images part by part, as many at once as fit; arguments as for :func:`draw`.
+    """Draws images part by part, as many at once as fit; others and errors as for :func:`draw`.
 
     Arguments:
-        energy: The energy.
-        classes: The class indices, or weights of several of them.
-        n: The number of images of each.
-        seed: The seed of the first image.
-        sampler: How chains move.
-        batch_size: Images at once.
-        frames: Images kept along the way of each chain.
         skip: Images at the beginning that are left out.
         progress: Called with the number of image-steps just done.
-
-    Raises:
-        UsageError: If a class or seed does not exist or n is not positive.
     """
     check(energy, classes, n, seed)
     sampler = sampler or energy.sampler or UNTUNED

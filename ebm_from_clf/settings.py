@@ -14,7 +14,7 @@ from .chain_settings import ChainSettings, StartSettings
 from .curriculum import Curriculum
 from .data import Augment
 from .denoise import WarmStart
-from .guard import GuardSettings
+from .fault import GuardSettings
 from .langevin import Langevin
 from .objective import Objective
 

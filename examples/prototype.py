@@ -14,8 +14,7 @@ from torch.utils.data import TensorDataset
 
 import ebm_from_clf as ebm
 from ebm_from_clf.chain_settings import ChainSettings
-from ebm_from_clf.pieces import PieceLaw
-from ebm_from_clf.prototype import Prototype
+from ebm_from_clf.prototype import PieceLaw, Prototype
 
 N, UPDATES, SIDE = (400, 100, 200) if os.environ.get("QUICK") else (2000, 400, 1000)
 WHITE = ebm.WhiteNoise(torch.full((1, 1, 2), 0.5), 0.15)

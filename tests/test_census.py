@@ -6,8 +6,8 @@ import torch
 import toys
 from torch import nn
 
-from ebm_from_clf.census import census
 from ebm_from_clf.graph import read
+from ebm_from_clf.theory.census import census
 
 
 def of(name, size=64, **kwargs):

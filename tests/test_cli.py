@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import timm
@@ -577,6 +578,18 @@ def test_the_recipe_is_shown_without_a_run(tmp_path):
     assert status == 0
     assert yaml.safe_load(out)["finetune"]["updates"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["r.yaml"]
+
+
+@pytest.mark.parametrize("command", ["finetune", "quickstart"])
+def test_what_is_shown_is_a_recipe(tmp_path, command):
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    options = ["--output", tmp_path / "out", "--finetune.seed=5"]
+    status, out, _ = call(command, "--config", tmp_path / "r.yaml", *options, "--print_config")
+    assert status == 0
+    (tmp_path / "shown.yaml").write_text(out)
+    given = read_recipe(tmp_path / "r.yaml")
+    shown = read_recipe(tmp_path / "shown.yaml")
+    assert shown == replace(given, finetune=replace(given.finetune, seed=5))
 
 
 def test_a_command_is_needed():

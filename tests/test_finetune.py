@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import sys
 from collections import namedtuple
 from dataclasses import replace
 
@@ -26,10 +27,12 @@ from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.evaluate import accuracy
-from ebm_from_clf.finetune import CHAINS, Finetuner
-from ebm_from_clf.guard import Fault, Guard, GuardSettings
+from ebm_from_clf.fault import Fault, GuardSettings, find_fault
+from ebm_from_clf.finetune import Finetuner
+from ebm_from_clf.guard import Guard
 from ebm_from_clf.langevin import Langevin
 from ebm_from_clf.sample import draw
+from ebm_from_clf.trail import CHAINS
 
 SIZE = (16, 16)
 QUICK = dict(
@@ -347,13 +350,13 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
     done = []
     for update in (20, 22, 24, 26):
         line = behind | {"update": update}
-        done.append(guard.act(guard.fault(line), line))
+        done.append(guard.act(find_fault(line, guard.settings), line))
     assert done == [None, {"state": 1}, None, {"state": 1}]
     assert (guard.rollbacks, guard.rate, guard.steps) == (2, 0.25, 1.5**2)
     line = behind | {"update": 28}
-    assert guard.act(guard.fault(line), line) is None
+    assert guard.act(find_fault(line, guard.settings), line) is None
     with pytest.raises(Diverged, match="at update 28 after 2 rollbacks"):
-        guard.act(guard.fault(line), line)
+        guard.act(find_fault(line, guard.settings), line)
     assert [a["action"] for a in guard.actions] == ["chains begun anew", "went back"] * 2 + [
         "chains begun anew"
     ]
@@ -363,7 +366,7 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
     guard.keep(0, {"state": 1})
     done = []
     for update in (20, 40, 60, 80):
-        done.append(guard.act(guard.fault(behind), behind | {"update": update}))
+        done.append(guard.act(find_fault(behind, guard.settings), behind | {"update": update}))
         if update == 60:
             guard.settle(70)
     assert done == [None, {"state": 1}, None, None]
@@ -373,12 +376,12 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
     done = []
     for update, worst in ((20, 3), (22, 5), (24, 3)):
         line = HEALTHY | {"class_gap": 9.0, "worst_class": worst, "update": update}
-        done.append(guard.act(guard.fault(line), line))
+        done.append(guard.act(find_fault(line, guard.settings), line))
     assert done == [None, None, {"state": 1}]
     # A fault of the weights is none of the chains: no more steps.
     guard = Guard(GuardSettings())
     guard.keep(0, {})
-    guard.act(guard.fault(HEALTHY | {"worst": 1e9}), HEALTHY)
+    guard.act(find_fault(HEALTHY | {"worst": 1e9}, guard.settings), HEALTHY)
     assert (guard.rollbacks, guard.steps) == (1, 1.0)
 
 
@@ -446,10 +449,11 @@ def test_what_only_looks_like_a_fault_is_left_alone(digits, kind):
     assert max(seen) > 0.5 and tuner.guard.actions == []
 
 
-def test_lost_chains_are_begun_anew(digits):
+def test_lost_chains_are_begun_anew(digits, monkeypatch):
     tuner = Finetuner(energy(digits), digits, Settings(updates=8, log_every=4, **QUICK))
     tuner.guard.lost = lambda observed, synthesized: synthesized < synthesized.median()
-    tuner.guard.fault = lambda line: None
+    module = sys.modules["ebm_from_clf.finetune"]
+    monkeypatch.setattr(module, "find_fault", lambda line, limits: None)
     noted = []
     begin_anew = tuner.chains.begin_anew
 
@@ -491,9 +495,9 @@ def test_a_chain_is_lost_behind_all_data_only():
 )
 def test_each_fault_has_its_name(change, name):
     guard = Guard(GuardSettings(rollbacks=0))
-    assert guard.fault(HEALTHY) is None
+    assert find_fault(HEALTHY, guard.settings) is None
     line = HEALTHY | change
-    fault = guard.fault(line)
+    fault = find_fault(line, guard.settings)
     assert name in fault.text and fault.classes == ([7] if "class_gap" in change else None)
     if fault.of != "weights":
         assert guard.act(fault, line) is None

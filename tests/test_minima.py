@@ -10,10 +10,11 @@ from scipy.optimize import lsq_linear
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise
-from ebm_from_clf.kinks import is_readable, pattern
 from ebm_from_clf.langevin import energy_and_score
-from ebm_from_clf.minima import Minima, count_modes, descend, recall
 from ebm_from_clf.prototype import PrototypeLaw
+from ebm_from_clf.theory import Structure
+from ebm_from_clf.theory.kinks import is_readable
+from ebm_from_clf.theory.minima import Minima, count_modes, descend, recall
 
 TAU = torch.tensor([3.0, 4.0, 2.0], dtype=torch.float64)
 BETA = torch.tensor([-4.0, -7.0, 1.0], dtype=torch.float64)  # two wells, two wells, one
@@ -51,6 +52,11 @@ def energy_of(classifier, **options):
     return ClassifierEnergy(classifier, reference, space, gain=10.0, **options).double()
 
 
+def pattern(energy, u):
+    """Which units are on, boolean, with shape (B, M)."""
+    return torch.cat([r.flatten(1) > 0 for r in Structure.at(energy, u).graph.before], 1)
+
+
 def starts(n, shape=(1, 4, 5), seed=1):
     return torch.randn(n, *shape, generator=toys.seeded(seed)).double()
 
@@ -82,7 +88,7 @@ def test_as_many_fall_into_a_mode_as_begin_on_its_side():
     law = PrototypeLaw(energy)
     found = descend(energy, starts(n, toys.SHAPE), zeros(n))
     side = torch.special.ndtr(law.beta / law.tau)
-    on = pattern(energy, found.u, zeros(n)).double()
+    on = pattern(energy, found.u).double()
     for k in range(2):
         stats.assert_mean(on[:, k], float(side[k]))
         with pytest.raises(AssertionError):
@@ -135,7 +141,7 @@ def clarke(energy, u, radius=1e-7):
     """
     g = toys.seeded(3)
     near = u + radius * torch.randn(400, *u.shape[1:], generator=g).double()
-    on = pattern(energy, near, zeros(400))
+    on = pattern(energy, near)
     _, score = energy_and_score(energy, near, zeros(400))
     b = (score + near).flatten(1)
     doubtful = (on != on[:1]).any(0)
@@ -185,18 +191,29 @@ def test_a_smooth_network_has_its_fixed_point():
 
 
 def test_what_can_be_read_is_told():
-    u, y = starts(3), zeros(3)
-    assert is_readable(energy_of(network(30, 20)), u, y)
-    assert not is_readable(energy_of(network(30, activation=nn.Tanh)), u, y)
-    assert not is_readable(energy_of(network(30), smoothing=Smoothing()), u, y)
+    u = starts(3)
+    for activation in (nn.ReLU, lambda: nn.LeakyReLU(0.1), nn.PReLU):
+        assert is_readable(energy_of(network(30, 20, activation=activation)), u)
+    for activation in (nn.Tanh, nn.ReLU6):
+        assert not is_readable(energy_of(network(30, activation=activation)), u)
+    assert not is_readable(energy_of(network(30), smoothing=Smoothing()), u)
+    assert not is_readable(energy_of(network(30), gauge="log_softmax"), u)
+    assert not is_readable(energy_of(network()), u), "nothing to read"
 
     class Hidden(nn.Module):
         num_classes = 1
 
         def forward(self, x):
-            return x.flatten(1).relu().sum(1, keepdim=True)
+            return self.pool(x.flatten(1).relu()).sum(1, keepdim=True)
 
-    assert not is_readable(energy_of(Hidden()), u, y)
+        def pool(self, x):
+            return x
+
+    class Pooled(Hidden):
+        def pool(self, x):
+            return nn.functional.max_pool1d(x, 2)
+
+    assert is_readable(energy_of(Hidden()), u) and not is_readable(energy_of(Pooled()), u)
 
 
 def test_a_rectifier_that_serves_twice_and_in_place_is_read():
@@ -220,7 +237,7 @@ def test_the_classifier_is_left_as_it_was_also_after_an_error():
 
     broken = classifier[3].register_forward_pre_hook(break_down)
     with pytest.raises(RuntimeError, match="broken"):
-        pattern(energy, starts(1), zeros(1))
+        pattern(energy, starts(1))
     broken.remove()
     assert classifier.training and all(p.requires_grad for p in classifier.parameters())
     assert all(p.grad is None for p in classifier.parameters()) and seen

@@ -12,8 +12,7 @@ from ebm_from_clf import ClassifierEnergy, Langevin, Objective, Settings, Smooth
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.langevin import energy_and_score
-from ebm_from_clf.pieces import PieceLaw
-from ebm_from_clf.prototype import Prototype, PrototypeLaw, read_filters
+from ebm_from_clf.prototype import PieceLaw, Prototype, PrototypeLaw, read_filters
 
 TAU = torch.tensor([0.7, 1.5, 3.0], dtype=torch.float64)
 BETA = torch.tensor([0.8, -1.2, -4.5], dtype=torch.float64)
@@ -342,7 +341,7 @@ def test_the_quadrature_has_converged(monkeypatch):
     for energy in (planar(5, 2.0), planar(4, 1.0, 5, 3), planar(5, 3.0, 5, 3)):
         coarse = PieceLaw(energy)
         with monkeypatch.context() as patch:
-            patch.setattr("ebm_from_clf.pieces.NODES", 24)
+            patch.setattr("ebm_from_clf.prototype.pieces.NODES", 24)
             fine = PieceLaw(energy)
         assert abs(float(coarse.log_z - fine.log_z)) < 1e-10
         assert (coarse.on - fine.on).abs().max() < 1e-9

@@ -9,9 +9,7 @@ import toys
 from torch import nn
 from torch.nn import functional
 
-from ebm_from_clf import transpose
-from ebm_from_clf.graph import read
-from ebm_from_clf.recursion import bottom_up, down, reach, secants
+from ebm_from_clf.graph import bottom_up, down, reach, read, respond, secants, transpose
 
 # Sizes with odd halves, where a stride leaves a row over.
 NETWORKS = [
@@ -72,7 +70,7 @@ def gradient(network, x, c=1):
 
 def errors(network, x, pattern=None):
     """The relative errors of B and of f = alpha + <B, x>."""
-    alpha, b = down(read(network, x), one_hot(x), pattern)
+    alpha, b, _ = down(read(network, x), one_hot(x), pattern)
     f, wanted = gradient(network, x)
     straight = (b * x).flatten(1).sum(1)
     size = (alpha.abs() + straight.abs()).max()
@@ -128,7 +126,7 @@ def test_a_wrong_transpose_is_noticed(mutant, monkeypatch):
 
 def test_each_image_has_its_own_gradient_whatever_the_batch():
     network, x = create("test_resnet").double(), images(32, n=3)
-    alpha, b = down(read(network, x), one_hot(x))
+    alpha, b, _ = down(read(network, x), one_hot(x))
     for i in range(3):
         own = down(read(network, x[i : i + 1]), one_hot(x[:1]))
         assert torch.allclose(own[1][0], b[i], rtol=0, atol=1e-12 * float(b.abs().max()))
@@ -213,7 +211,7 @@ def test_a_linear_layer_has_its_transpose_and_its_offset(kind):
     with torch.no_grad():
         wanted = network(direction) - network(torch.zeros_like(x))
     assert (speeds - wanted).abs().max() < 1e-12 * wanted.abs().max()
-    _, b = down(found, one_hot(x))
+    _, b, _ = down(found, one_hot(x))
     assert (speeds[:, 1] - (b * direction).flatten(1).sum(1)).abs().max() < 1e-12
 
 
@@ -258,12 +256,36 @@ def test_a_rectifier_is_passed_by_its_pattern(kind):
     assert max(errors(network, x)) < tolerance
     # The graph of other images, given the pattern of ours: nothing else of an image is in it.
     ours, other = read(network, x), read(network, images(9, seed=5))
-    alpha, b = down(other, one_hot(x), ours.pattern)
+    alpha, b, _ = down(other, one_hot(x), ours.pattern)
     f, wanted = gradient(network, x)
     assert (b - wanted).norm() < tolerance * wanted.norm()
     assert (alpha + (b * x).flatten(1).sum(1) - f).abs().max() < 1e-13
     # Mutant: the pattern of the other images is that of another function.
     assert (down(other, one_hot(x))[1] - wanted).norm() > 1e-2 * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", RECTIFIERS)
+def test_what_goes_up_by_a_pattern_is_what_the_network_does(kind):
+    network, x = rectified(kind), images(9)
+    ours, other = read(network, x), read(network, images(9, seed=5))
+    logits, before = respond(other, x, ours.pattern)
+    assert (logits - ours.logits).abs().max() < 1e-13
+    for found, wanted in zip(before, ours.before, strict=True):
+        assert (found - wanted).abs().max() < 1e-13
+    # Mutant: the pattern of the other images.
+    assert (respond(other, x, other.pattern)[0] - ours.logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("unit", [0, 1])
+def test_what_comes_to_a_rectifier_is_how_the_score_changes_with_it(unit):
+    network, x = rectified("relu"), images(9)
+    found = read(network, x)
+    above = down(found, one_hot(x)).above[unit]
+    change = torch.randn(above.shape, generator=toys.seeded(4)).double()
+    moved = list(found.pattern)
+    moved[unit] = moved[unit]._replace(offset=change)
+    gain = (respond(found, x, moved)[0] - found.logits)[:, 1]
+    assert (gain - (above * change).flatten(1).sum(1)).abs().max() < 1e-13 and gain.abs().min() > 0
 
 
 def test_of_equal_numbers_a_pool_takes_one():
@@ -344,10 +366,10 @@ def test_smooth_activations_have_a_tangent_and_a_secant(act):
     x = images(9)
     found = read(network, x)
     f, wanted = gradient(network, x)
-    alpha, b = down(found, one_hot(x))
+    alpha, b, _ = down(found, one_hot(x))
     assert (b - wanted).norm() < 1e-13 * wanted.norm()
     assert (alpha + (b * x).flatten(1).sum(1) - f).abs().max() < 1e-13
-    base, slope = down(found, one_hot(x), secants(found))
+    base, slope, _ = down(found, one_hot(x), secants(found))
     assert (base + (slope * x).flatten(1).sum(1) - f).abs().max() < 1e-13
     # The secant is no gradient. Its alpha is made of biases: it is f of an image without any.
     assert (slope - wanted).norm() > 1e-2 * wanted.norm()
@@ -367,7 +389,7 @@ def test_what_is_changed_later_is_kept_as_it_was():
     found = read(network, x)
     assert torch.equal(found.before[0], x)
     f, wanted = gradient(lambda z: network(z.clone()), x)
-    alpha, b = down(found, one_hot(x))
+    alpha, b, _ = down(found, one_hot(x))
     assert (b - wanted).abs().max() < 1e-13
     assert (alpha + (b * x).flatten(1).sum(1) - f).abs().max() < 1e-13
 
@@ -385,7 +407,7 @@ def test_a_real_network_of_smooth_units_has_both():
     network, x = create("fasternet_t0").double(), images(64)
     found = read(network, x)
     assert max(errors(network, x)) < 1e-12
-    alpha, b = down(found, one_hot(x), secants(found))
+    alpha, b, _ = down(found, one_hot(x), secants(found))
     f, wanted = gradient(network, x)
     assert ((alpha + (b * x).flatten(1).sum(1) - f) / f).abs().max() < 1e-12
     assert (b - wanted).norm() > 1e-2 * wanted.norm()

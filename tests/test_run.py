@@ -8,11 +8,12 @@ import pytest
 import torch
 from test_cli import RECIPE
 
-from ebm_from_clf import UsageError
+from ebm_from_clf import Diverged, UsageError, chain_settings, machine
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.chain_settings import StartSettings
+from ebm_from_clf.fault import GuardSettings
 from ebm_from_clf.folders import claim
-from ebm_from_clf.guard import GuardSettings
+from ebm_from_clf.machine import free_memory
 from ebm_from_clf.recipe import Recipe
 from ebm_from_clf.run import finetune_recipe
 
@@ -112,6 +113,55 @@ def test_a_disk_too_small_for_chains_is_found_before_the_classifier_is_trained(
     with pytest.raises(UsageError, match="there is room for 0.0"):
         finetune_recipe(mapped, tmp_path / "run", progress)
     assert not (tmp_path / "run" / "chains.bin").exists()
+
+
+def test_chains_too_many_for_the_memory_are_found_before_the_classifier_is_trained(
+    recipe, tmp_path, monkeypatch
+):
+    chains = recipe.finetune.chains
+    # Four times ten classes of 16x16 values of 4 bytes and an age of 8.
+    needed = 4 * 10 * chains.per_class * (16 * 16 * 4 + 8)
+    monkeypatch.setattr(chain_settings, "free_memory", lambda device: needed - 1)
+
+    def progress(title, total):
+        raise AssertionError(f"{title} was begun")
+
+    most = f"at most {chains.per_class - 1} of a class"
+    with pytest.raises(UsageError, match=f"goes back to, take 0.0 GB .*{most}.*mapped: true"):
+        finetune_recipe(recipe, tmp_path / "run", progress)
+    assert not list((tmp_path / "run").glob("*"))
+    monkeypatch.setattr(chain_settings, "free_memory", lambda device: needed)
+    with pytest.raises(AssertionError, match="was begun"):
+        finetune_recipe(recipe, tmp_path / "run", progress)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    device = torch.device("cpu")
+    assert 0 < free_memory(device) < 1e15
+    files = {"max": "5000", "current": "3000", "stat": "anon 9\ninactive_file 7"}
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(machine, "CONTAINERS", [(str(tmp_path), "memory.max", "memory.current")])
+    assert free_memory(device) == 5000 - 3000 + 7
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory(device) > 5000
+
+
+def test_a_run_that_diverged_is_not_resumed(recipe, tmp_path):
+    guard = replace(recipe.finetune.guard, max_score=1e-9, rollbacks=0)
+    bad = replace(recipe, finetune=replace(recipe.finetune, guard=guard))
+    out = tmp_path / "run"
+    with pytest.raises(
+        Diverged, match="diverged at update .*ran away.* begin in another --output"
+    ):
+        finetune_recipe(bad, out)
+    files = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(
+        UsageError, match="diverged at update .*ran away.* begin in another --output"
+    ):
+        finetune_recipe(bad, out, resume=True)
+    assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert out / "diverged.json" in files and not (out / "model").exists()
 
 
 def test_what_cannot_be_resumed_is_refused_and_kept(recipe, tmp_path):

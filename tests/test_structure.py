@@ -9,7 +9,7 @@ from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Smoothing
 from ebm_from_clf.langevin import energy_and_score
-from ebm_from_clf.structure import Structure, structure
+from ebm_from_clf.theory import Structure, structure
 
 
 class Kinked(nn.Module):
@@ -143,7 +143,7 @@ def test_the_pattern_alone_draws_the_reconstruction():
     energy, u = kinked(), state()
     found, other = Structure.at(energy, u), Structure.at(energy, state(seed=5))
     plane, again = found.plane(Y), other.plane(Y, found.pattern)
-    assert all(torch.equal(a, b) for a, b in zip(plane, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plane[:2], again[:2], strict=True))
     assert (other.plane(Y).slope - plane.slope).norm() > 1e-2 * plane.slope.norm()
     # Images on one piece have one reconstruction.
     drift = -found.residual(Y)

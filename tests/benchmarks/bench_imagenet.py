@@ -20,8 +20,8 @@ from ebm_from_clf import Langevin, Smoothing, WhiteNoise, convert
 from ebm_from_clf.convert import create_classifier, space_of
 from ebm_from_clf.folder import to_pixels
 from ebm_from_clf.judge import diversity, features
+from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid
-from ebm_from_clf.run import machine
 from ebm_from_clf.sample import draw
 
 

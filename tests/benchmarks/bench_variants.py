@@ -22,9 +22,10 @@ from ebm_from_clf.errors import Diverged
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
+from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid
 from ebm_from_clf.quickstart import train_judge
-from ebm_from_clf.run import create_for, machine, pretrain, silent
+from ebm_from_clf.run import create_for, pretrain, silent
 from ebm_from_clf.sample import draw
 
 RESNET = {

@@ -27,16 +27,17 @@ from peer_tables import show
 from torch.nn import functional
 
 from ebm_from_clf.arguments import read_recipe
-from ebm_from_clf.data import Batches, loader
+from ebm_from_clf.batches import Batches, loader
 from ebm_from_clf.descent import Descent
 from ebm_from_clf.errors import Diverged
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
+from ebm_from_clf.machine import machine
 from ebm_from_clf.modes import sharing
 from ebm_from_clf.pictures import grid
 from ebm_from_clf.quickstart import train_judge
-from ebm_from_clf.run import create_for, machine, pretrain, silent
+from ebm_from_clf.run import create_for, pretrain, silent
 from ebm_from_clf.sample import draw, n_steps
 
 OURS = ["mnist5k", "cross-entropy", "peers/jem", "peers/sada_jem", "peers/dat"]

@@ -1,121 +1,29 @@
-r"""The prototype: the one-layer model of the paper, whose density is known in closed form.
+r"""The law of a prototype with orthogonal filters, in closed form.
 
 .. math::
-    f(I) &= \sum_k h(\langle I, w_k \rangle + b_k), \qquad h(r) = \max(0, r) \\
-    \log p(u) &= \sum_k h(r_k + \beta_k) - |u|^2 / 2 - \log Z + \mathrm{const}, \qquad
+    \log p(u) = \sum_k h(r_k + \beta_k) - |u|^2 / 2 - \log Z + \mathrm{const}, \qquad
     r_k = \langle u, \omega_k \rangle
 
-in whitened coordinates, with :math:`\omega_k = \gamma A^\top w_k` and
-:math:`\beta_k = \gamma (b_k + \langle \mu, w_k \rangle)`; the normalisation of the classifier's
-input belongs to A and :math:`\mu` here. Which units are on, those with :math:`\delta_k =
-[r_k + \beta_k > 0]`, says in which piece an image lies, and on a piece the model is Gaussian
-around :math:`B = \sum_k \delta_k \omega_k`. Where the :math:`\omega_k` are orthogonal the units
-are independent and everything is a closed form, here. Where they are not, see
-:mod:`ebm_from_clf.pieces`.
+Which units are on, those with :math:`\delta_k = [r_k + \beta_k > 0]`, says in which piece an
+image lies, and on a piece the model is Gaussian around :math:`B = \sum_k \delta_k \omega_k`.
+Where the :math:`\omega_k` are orthogonal the units are independent and everything is a closed
+form. Where they are not, see :mod:`ebm_from_clf.prototype.pieces`.
 """
 
-__all__ = ["Filters", "Prototype", "PrototypeLaw", "read_filters"]
+__all__ = ["PrototypeLaw"]
 
 import copy
 import math
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .energy import ClassifierEnergy
-from .noise import Randomness, normal, uniform
+from ..energy import ClassifierEnergy
+from ..noise import Randomness, normal, uniform
+from .network import read_filters
 
 PARALLEL = 1e-5
 LEAST = 2.0**-54  # a uniform number below every other, and above 0
-
-
-class Prototype(nn.Module):
-    r"""Creates the classifier :math:`f(I) = \sum_k h(\langle I, w_k \rangle + b_k)` of one class.
-
-    References:
-        | A Theory of Generative ConvNet (Xie et al., 2016)
-        | https://arxiv.org/abs/1602.03264
-
-    Arguments:
-        weight: The filters :math:`w_k`, of the size of an image, with shape (K, C, H, W).
-        bias: The biases :math:`b_k`, with shape (K).
-
-    Raises:
-        ValueError: If the shapes are not these.
-    """
-
-    num_classes = 1
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        if weight.ndim != 4 or bias.shape != weight.shape[:1] or not len(bias):
-            raise ValueError(
-                "Prototype: `weight` must have shape (K, C, H, W) and `bias` shape (K), "
-                f"got {tuple(weight.shape)} and {tuple(bias.shape)}."
-            )
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone())
-        self.rectifier = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns the score of images with shape (B, C, H, W), with shape (B, 1)."""
-        return self.rectifier(self.responses(x)).sum(1, keepdim=True)
-
-    def responses(self, x: Tensor) -> Tensor:
-        r"""Returns :math:`\langle I, w_k \rangle + b_k`, with shape (B, K)."""
-        return x.flatten(1) @ self.weight.flatten(1).T + self.bias
-
-
-class Filters(NamedTuple):
-    r"""The filters of a prototype as chains feel them, float64.
-
-    Arguments:
-        omega: The tilts :math:`\omega_k` of the units, in u, with shape (K, C, H, W).
-        beta: The responses :math:`\beta_k` at the mean of the reference, with shape (K).
-    """
-
-    omega: Tensor
-    beta: Tensor
-
-
-def read_filters(energy: ClassifierEnergy, temperature: float = 1.0) -> Filters:
-    r"""Reads the filters of a prototype in the whitened coordinates of its energy.
-
-    A chain at the temperature T samples the model of :math:`\omega / \sqrt T` and
-    :math:`\beta / T`, in :math:`u / \sqrt T`.
-
-    Arguments:
-        energy: The energy of a :class:`Prototype`, in the gauge `raw`, on all images.
-        temperature: The temperature T.
-
-    Raises:
-        TypeError: If the classifier is no prototype.
-        ValueError: If the energy is another one, or the temperature not positive.
-    """
-    network = energy.classifier
-    if not isinstance(network, Prototype):
-        raise TypeError(
-            "law of a prototype: the classifier must be a Prototype, got "
-            f"{type(network).__name__}."
-        )
-    plain = energy.gauge == "raw" and energy.support == "unbounded" and energy.kept is None
-    if not plain or energy.smoothing is not None:
-        raise ValueError(
-            "law of a prototype: the energy must be in the gauge `raw`, unbounded, without "
-            "smoothing and without a region that is kept."
-        )
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"law of a prototype: `temperature` must be positive, got {temperature}.")
-    network = copy.deepcopy(network).double()
-    space = copy.deepcopy(energy.space).double()
-    reference = copy.deepcopy(energy.reference).double()
-    with torch.inference_mode(False), torch.enable_grad():
-        # A row of zeros for each unit: its gradient is the tilt of that unit alone.
-        u = torch.zeros_like(network.weight, requires_grad=True)
-        responses = energy.gain * network.responses(space(reference.decode(u))).diagonal()
-        (omega,) = torch.autograd.grad(responses.sum(), u)
-    return Filters(omega / math.sqrt(temperature), responses.detach() / temperature)
 
 
 class PrototypeLaw:

@@ -37,7 +37,7 @@ def _by_pattern(s: Scene, key: str, statement: str, compared: str, other: Struct
         return Check(statement, compared, status, None, s.spoiler)
     found = other.plane(s.y, s.structure.pattern).slope
     note = f"with real slopes: {s.spoiler}" if status == "local" else ""
-    return Check(statement, compared, status, relative_error(found, s.b, s.b), note)
+    return Check(statement, compared, status, relative_error(found, s.b, s.b), note, s.exact)
 
 
 def _plane(s: Scene) -> Check:
@@ -46,9 +46,9 @@ def _plane(s: Scene) -> Check:
         plane = s.structure.plane(s.y)
         found = plane.alpha + dot(plane.slope, s.u)
         size = plane.alpha.abs() + dot(plane.slope, s.u).abs()
-        return Check(
-            statement, "F, and alpha from the biases", "exact", relative_error(found, s.tilt, size)
-        )
+        error = relative_error(found, s.tilt, size)
+        compared = "F, and alpha from the biases"
+        return Check(statement, compared, "exact", error, tolerance=s.exact)
     return Check(
         statement,
         f"F at a distance of {s.near:g}, and its tangent",
@@ -81,6 +81,7 @@ def _secant(s: Scene) -> Check | None:
         "exact",
         relative_error(found, s.tilt, size),
         f"G is no gradient: {apart:.2g} of |B| from it",
+        s.exact,
     )
 
 
@@ -103,6 +104,7 @@ def _gaussian(s: Scene) -> Check:
         "exact",
         max(first, relative_error(b, s.b, s.b)),
         f"along the drift, {far:.2g} a pixel long, pieces end at {low:.2g} to {high:.2g} of it",
+        s.stepped,
     )
 
 
@@ -125,14 +127,17 @@ def _contrastive(s: Scene) -> Check:
         if "derivative for" not in str(reason) and "double backward" not in str(reason):
             raise
         return Check(statement, compared, "not here", None, "cannot be differentiated twice")
-    found = (flat(observed, weights) - flat(moved, weights)) / step[0]
+    before, after = flat(observed, weights), flat(moved, weights)
+    found = (before - after) / step[0]
     wanted = -flat(reconstruction, weights)
+    status = s.status["CD-1 reconstructs"]
     return Check(
         statement,
         compared,
-        s.status["CD-1 reconstructs"],
+        status,
         relative_error(found, wanted, wanted),
         f"for steps e below {float((2 * step[0]).sqrt()):.2g}; with noise it is score matching",
+        max(s.stepped, s.hidden(before, step[0] * wanted)) if status == "exact" else None,
     )
 
 

@@ -18,9 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from .energy import ClassifierEnergy
-from .noise import normal
-from .prototype import read_filters
+from ..energy import ClassifierEnergy
+from ..noise import normal
+from .network import read_filters
 
 LARGEST_RANK = 3
 MOST_FILTERS = 62
@@ -34,17 +34,10 @@ FAR = 1e6
 class PieceLaw:
     r"""Creates the probabilities of the pieces of a prototype, and its constant.
 
-    Everything is float64 and in nats; at another temperature than 1 it is the law of the model
-    that a chain samples, as for :class:`PrototypeLaw`.
-
-    Arguments:
-        energy: The energy of a :class:`Prototype`, in the gauge `raw`, on all images.
-        temperature: The temperature T of the chains.
+    Units, arguments, and `omega`, `beta` and `log_z` are those of :class:`PrototypeLaw`, whatever
+    the angles of the filters.
 
     Attributes:
-        omega: The tilts :math:`\omega_k`, with shape (K, C, H, W).
-        beta: The responses :math:`\beta_k` at the mean of q, with shape (K).
-        log_z: log Z, a scalar.
         patterns: Which units are on in each piece, boolean, with shape (P, K).
         probability: The probability of each piece, with shape (P), none of them 0.
 
@@ -91,15 +84,11 @@ class PieceLaw:
         return self.probability @ tilts.square().sum(1)
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        r"""Draws independent whitened coordinates from the model itself, with shape (n, C, H, W).
+        r"""Draws from the model itself, as :meth:`PrototypeLaw.sample` does, from one generator.
 
         A pattern is proposed with the weight :math:`e^{\langle \beta, \delta \rangle +
         |B_\delta|^2 / 2}` and u from :math:`\mathcal{N}(B_\delta, 1)`; it is taken if u has that
         pattern. That is one proposal of :math:`2^K` or more, since no weight is above Z.
-
-        Arguments:
-            n: How many.
-            generator: The generator.
         """
         omega, k = self.omega.flatten(1), len(self.beta)
         every = torch.cartesian_prod(*[omega.new_tensor([0, 1])] * k).view(-1, k)

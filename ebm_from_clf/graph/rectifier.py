@@ -8,7 +8,14 @@ largest. For a smooth activation the same two numbers give the tangent, :math:`\
 the secant, :math:`\delta = (h(r) - h(0)) / r`, which has the same offset h(0) everywhere.
 """
 
-__all__ = ["ACTIVATIONS", "RECTIFIERS", "activation_slopes", "pool_margin", "secant_slopes"]
+__all__ = [
+    "ACTIVATIONS",
+    "RECTIFIERS",
+    "activation_slopes",
+    "pool_margin",
+    "secant_slopes",
+    "sides",
+]
 
 import math
 from collections.abc import Callable
@@ -63,6 +70,20 @@ RECTIFIERS: dict[str, Callable[[Operation, Tensor], Slopes | None]] = {
     "hardsigmoid": _hardsigmoid,
     "abs": _abs,
 }
+
+
+def sides(operation: Operation, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the slopes of a rectifier below 0 and above, each with the shape of r.
+
+    Arguments:
+        operation: The rectifier, with no other kink between -1 and 1.
+        r: What goes into it.
+    """
+    one = torch.ones_like(r)
+    found = [RECTIFIERS[operation.name](operation, at) for at in (-one, one)]
+    low, high = (slopes.to(r) for _, slopes in filter(None, found))
+    return low, high
+
 
 ACTIVATIONS = frozenset(
     """silu gelu sigmoid tanh hardswish elu softplus mish exp expm1 log log1p sqrt rsqrt square

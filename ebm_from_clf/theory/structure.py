@@ -19,10 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..energy import ClassifierEnergy
+from ..graph import Graph, Pattern, down, reach, read, respond, secants
 from .census import Census, census
-from .energy import ClassifierEnergy
-from .graph import Graph, read
-from .recursion import Pattern, down, reach, secants
 
 
 class Plane(NamedTuple):
@@ -31,10 +30,13 @@ class Plane(NamedTuple):
     Arguments:
         alpha: Its value at u = 0, in nats, with shape (B).
         slope: Its gradient, in u, with shape (B, C, H, W).
+        above: Its gradients in what each activation and max-pool returns, in nats, in their
+            order. `None` for those that it does not depend on.
     """
 
     alpha: Tensor
     slope: Tensor
+    above: tuple[Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Structure:
             ValueError: If a class does not exist, the gauge is not linear in the logits, or an
                 operation of the classifier has no slopes.
         """
-        alpha, slope = down(self.graph, self._weights(y), pattern)
+        alpha, slope, above = down(self.graph, self._weights(y), pattern)
         reference, space = self.energy.reference, self.energy.space
         alpha = alpha + (slope * space(reference.mean)).flatten(1).sum(1)
-        return Plane(alpha, reference.adjoint(slope / space.std))
+        return Plane(alpha, reference.adjoint(slope / space.std), above)
 
     def secant(self, y: Tensor) -> Plane:
         r"""Returns the plane through :math:`F_y(u)` whose slopes are h(r) / r, not h'(r).
@@ -119,6 +121,18 @@ class Structure:
             ValueError: As for :meth:`plane`.
         """
         return self.plane(y, secants(self.graph))
+
+    def responses(self, u: Tensor, pattern: Pattern) -> list[Tensor]:
+        """Returns what goes into each activation and max-pool for other images, by a pattern.
+
+        Arguments:
+            u: Whitened coordinates, with the shape of those of the structure.
+            pattern: The pattern. That of u itself gives what does go in.
+
+        Raises:
+            ValueError: If an operation of the classifier has no slopes.
+        """
+        return respond(self.graph, self.energy.space(self.energy.reference.decode(u)), pattern)[1]
 
     def residual(self, y: Tensor) -> Tensor:
         r"""Returns :math:`R = u - B = \nabla_u U`, with the shape of u.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .modes import evaluation_mode
+from ..modes import evaluation_mode
 from .operation import Operation
 from .recorder import Delta, Node, Recorder
 from .rectifier import activation_slopes

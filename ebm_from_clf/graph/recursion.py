@@ -15,10 +15,11 @@ References:
     | https://arxiv.org/abs/1602.03264
 """
 
-__all__ = ["Pattern", "bottom_up", "down", "reach", "secants"]
+__all__ = ["Pattern", "TopDown", "bottom_up", "down", "reach", "respond", "secants"]
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +32,23 @@ from .transpose import scatter
 Pattern = Sequence[Delta]
 
 
-def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> tuple[Tensor, Tensor]:
-    r"""Returns :math:`\alpha`, with shape (B), and :math:`B^{(0)}`, with the shape of the input.
+class TopDown(NamedTuple):
+    r"""What comes down from a score.
+
+    Arguments:
+        alpha: The score where the input is 0, :math:`\alpha`, with shape (B).
+        slope: What comes to the input, :math:`B^{(0)}`, with its shape.
+        above: What comes to each activation and max-pool, :math:`B^{(l)}`, in their order, with
+            the shape of what these return. `None` for those that the score does not depend on.
+    """
+
+    alpha: Tensor
+    slope: Tensor
+    above: tuple[Tensor | None, ...]
+
+
+def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> TopDown:
+    r"""Passes a score down to the input.
 
     Arguments:
         graph: The graph.
@@ -46,17 +62,20 @@ def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> tuple
     _check(graph)
     messages: dict[int, Tensor] = {graph.result or 0: weights}
     alpha = weights.new_zeros(len(weights))
+    above: list[Tensor | None] = [None] * len(pattern)
     with full_precision(weights.device):
         for node in reversed(graph.nodes):
             message = messages.pop(node.output, None)
             if message is None:
                 continue
+            if node.unit is not None:
+                above[node.unit] = message
             below, offset = _through(node, message, pattern)
             if offset is not None:
                 alpha = alpha + (message * offset).reshape(len(alpha), -1).sum(1)
             for number, part in zip(node.inputs, below, strict=True):
                 messages[number] = messages[number] + part if number in messages else part
-    return alpha, messages[0]
+    return TopDown(alpha, messages[0], tuple(above))
 
 
 def _through(node: Node, b: Tensor, pattern: Pattern) -> tuple[list[Tensor], Tensor | None]:
@@ -83,26 +102,50 @@ def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
     Raises:
         ValueError: As for :func:`down`.
     """
+    return _up(graph, direction, graph.pattern, offsets=False)
+
+
+def respond(graph: Graph, x: Tensor, pattern: Pattern) -> tuple[Tensor, list[Tensor]]:
+    """Returns the logits of another input, with shape (B, K), as if it had a pattern.
+
+    And what then goes into each activation and max-pool, in their order.
+
+    Arguments:
+        graph: The graph.
+        x: The input, with the shape of that of the graph.
+        pattern: The pattern.
+
+    Raises:
+        ValueError: As for :func:`down`.
+    """
+    return _up(graph, x, pattern, offsets=True)
+
+
+def _up(
+    graph: Graph, x: Tensor, pattern: Pattern, *, offsets: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Passes an input up, with what biases and offsets add or without."""
     _check(graph)
-    speeds = {0: direction}
-    before = [direction] * len(graph.pattern)
-    with full_precision(direction.device):
+    values = {0: x}
+    before = [x] * len(pattern)
+    with full_precision(x.device):
         for node in graph.nodes:
-            if node.output in speeds or not all(n in speeds for n in node.inputs):
+            if node.output in values or not all(n in values for n in node.inputs):
                 continue
-            given = [speeds[n] for n in node.inputs]
+            given = [values[n] for n in node.inputs]
             if node.unit is None:
-                found = node.operation(*given)
-                speeds[node.output] = found if node.offset is None else found - node.offset
+                found, offset = node.operation(*given), node.offset
+                values[node.output] = found if offsets or offset is None else found - offset
                 continue
             before[node.unit] = given[0]
-            delta = graph.pattern[node.unit]
+            delta = pattern[node.unit]
             if delta.positions is not None:
                 flat = given[0].flatten(-2).gather(-1, delta.positions.flatten(-2))
-                speeds[node.output] = flat.view(delta.positions.shape)
+                values[node.output] = flat.view(delta.positions.shape)
             elif delta.slopes is not None:
-                speeds[node.output] = given[0] * delta.slopes
-    return speeds[graph.result or 0], before
+                found, offset = given[0] * delta.slopes, delta.offset
+                values[node.output] = found + offset if offsets and offset is not None else found
+    return values[graph.result or 0], before
 
 
 def reach(graph: Graph, direction: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ r"""The minima of the energy: the images that a class remembers.
 A minimum is its own top-down reconstruction (Xie et al., 2016): the energy is a memory, and a
 chain without noise recalls from it, as in a Hopfield network. Smooth networks have this to
 rounding. A network of rectifiers has it inside of a piece; where units lie on their kink, only
-with fractional slopes of these, see :mod:`ebm_from_clf.kinks`. On a box, B is brought back into
-it.
+with fractional slopes of these, see :mod:`ebm_from_clf.theory.kinks`. On a box, B is brought back
+into it.
 """
 
 __all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
@@ -16,13 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .energy import ClassifierEnergy
+from ..energy import ClassifierEnergy
+from ..langevin import Langevin, energy_and_score
+from ..modes import frozen
+from ..support import confine
 from .kinks import come_to_rest, is_readable
-from .langevin import Langevin, energy_and_score
-from .modes import frozen
-from .support import confine
 
-POLISH = 500
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
 
@@ -76,12 +75,18 @@ class Recall(NamedTuple):
 
 
 def descend(
-    energy: ClassifierEnergy, u: Tensor, y: Tensor, *, n_steps: int = 100, step_size: float = 0.3
+    energy: ClassifierEnergy,
+    u: Tensor,
+    y: Tensor,
+    *,
+    n_steps: int = 100,
+    step_size: float = 0.3,
+    n_polish: int = 300,
 ) -> Minima:
     """Descends the energy to its minima: chains without noise, then a polish to rounding.
 
     The polish goes image by image: from piece to piece if the network is linear but for
-    rectifiers that are parts of it, by L-BFGS if not. On a box there is none.
+    rectifiers of one kink, at 0, by L-BFGS if not. On a box there is none.
 
     Arguments:
         energy: The energy.
@@ -89,6 +94,7 @@ def descend(
         y: The class indices, with shape (B).
         n_steps: The steps of the chains, then of shorter ones, and of shorter ones yet.
         step_size: Their step e, at first.
+        n_polish: The borders of pieces that the polish may meet, or its steps of L-BFGS.
 
     Raises:
         ValueError: If a class does not exist, or pixels of the energy are kept.
@@ -101,10 +107,11 @@ def descend(
         u, _ = chain(energy, u, y, generator=torch.Generator())
     kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
-        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u, y)
+        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u)
         if readable:
             rests = [
-                come_to_rest(energy, *one) for one in zip(u.split(1), y.split(1), strict=True)
+                come_to_rest(energy, v, c, n_polish)
+                for v, c in zip(u.split(1), y.split(1), strict=True)
             ]
             u = torch.cat([rest.u for rest in rests])
             residual = u.new_tensor([rest.residual for rest in rests])
@@ -113,7 +120,10 @@ def descend(
         else:
             if energy.support == "unbounded":
                 u = torch.cat(
-                    [_polish(energy, v, c) for v, c in zip(u.split(1), y.split(1), strict=True)]
+                    [
+                        _polish(energy, v, c, n_polish)
+                        for v, c in zip(u.split(1), y.split(1), strict=True)
+                    ]
                 )
             residual = _residual(energy, u, y)
             found = residual <= torch.finfo(u.dtype).eps ** 0.5 * (1 + u.flatten(1).norm(dim=1))
@@ -176,21 +186,23 @@ def recall(
     return Recall(energy.reference.decode(ends[1]), energy.reference.decode(ends[0]), right)
 
 
-def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor) -> Tensor:
+def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Tensor:
     """Descends a smooth energy to rounding."""
     # A line search compares energies, whose rounding hides the last digits of u; then without.
     for search in ("strong_wolfe", None):
-        v = _lbfgs(energy, u, y, search)
+        v = _lbfgs(energy, u, y, most, search)
         if _residual(energy, v, y) < _residual(energy, u, y):
             u = v
     return u
 
 
-def _lbfgs(energy: ClassifierEnergy, u: Tensor, y: Tensor, search: str | None) -> Tensor:
+def _lbfgs(
+    energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int, search: str | None
+) -> Tensor:
     v = u.detach().clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [v],
-        max_iter=POLISH,
+        max_iter=most,
         tolerance_grad=torch.finfo(u.dtype).eps,
         tolerance_change=0.0,
         line_search_fn=search,

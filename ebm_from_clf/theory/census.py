@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from .graph import Graph
-from .operation import Kind
+from ..graph import Graph
+from ..graph.operation import Kind
 
 Status = Literal["exact", "local", "not here"]
 

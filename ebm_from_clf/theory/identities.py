@@ -17,11 +17,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from .energy import Gauge
-from .langevin import Langevin
-from .modes import frozen
-from .noise import generators, normal
-from .objective import likelihood
+from ..energy import Gauge
+from ..langevin import Langevin
+from ..modes import frozen
+from ..noise import generators, normal
+from ..objective import likelihood
 from .scene import Check, Scene, dot, flat, norm, relative_error
 
 
@@ -33,7 +33,12 @@ def _drift(s: Scene) -> Check:
     ahead, behind = (s.tilt_and_b(s.u + h * v)[0] for h in (step, -step))
     error = relative_error((ahead - behind) / (2 * step), dot(s.b, v), norm(s.b))
     return Check(
-        "the drift of the chain is B - u", "B against differences of F", "exact", error, s.rounded
+        "the drift of the chain is B - u",
+        "B against differences of F",
+        "exact",
+        error,
+        s.rounded,
+        max(s.crossed, s.hidden(s.tilt, step * norm(s.b))),
     )
 
 
@@ -57,6 +62,7 @@ def _likelihood(s: Scene) -> Check:
         "on 4 images, against that of log p",
         "exact",
         relative_error(learned, wanted, gradient(tilts[0])),
+        tolerance=s.exact,
     )
 
 
@@ -75,6 +81,7 @@ def _bayes(s: Scene) -> Check:
         "softmax of F in 3 gauges, of the logits",
         "exact",
         max(errors),
+        tolerance=s.exact,
     )
 
 
@@ -94,6 +101,7 @@ def _preconditioned(s: Scene) -> Check:
         "decoded u', x' by A A^T and the same noise",
         "exact",
         relative_error(reference.decode(u), expected, expected),
+        tolerance=s.exact,
     )
 
 
@@ -110,6 +118,7 @@ def _temperature(s: Scene) -> Check:
         "T = 1/2, and A / sqrt 2 with twice the gain",
         "exact",
         relative_error(cold.reference.decode(v), wanted, wanted),
+        tolerance=s.exact,
     )
 
 

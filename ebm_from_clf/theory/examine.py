@@ -3,7 +3,8 @@
 Each check computes the two sides of one equation on their own ways, in double precision, at draws
 of the reference, and reports the largest difference relative to what is compared. Which equations
 can hold is what the census says: exact; local, to first order near an image; or not here, with
-what stands against it.
+what stands against it. One that can hold and is off by more than computing loses fails: that is
+an error of this package, or a network that does not do what its operations say.
 
 References:
     | A Theory of Generative ConvNet (Xie et al., 2016)
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..energy import ClassifierEnergy
 from .census import Census
-from .energy import ClassifierEnergy
 from .identities import IDENTITIES
+from .memory import minimum
+from .one_layer import one_layer
 from .piecewise import ON_PIECES
 from .scene import Check, Scene
 
@@ -41,9 +44,23 @@ class Theory:
     census: Census
     checks: tuple[Check, ...]
 
+    def __str__(self) -> str:
+        """What it is made of, what bends it, and a line for each proposition."""
+        made, shape = self.census, "x".join(map(str, self.shape))
+        counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
+        lines = [f"{self.classifier}: {made.form}, images {shape}; operations: {counts}"]
+        lines += [f"  bent by {entry}" for entry in made.spoilers]
+        return "\n".join(lines + [f"  {check}" for check in self.checks])
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The propositions that should hold and do not."""
+        return tuple(check for check in self.checks if check.verdict == "FAILS")
+
     def as_dict(self) -> dict[str, Any]:
-        """Returns everything as plain values, with the form of the network."""
-        return {**asdict(self), "form": self.census.form}
+        """Returns everything as plain values, with the form of the network and verdicts."""
+        checks = [asdict(check) | {"verdict": check.verdict} for check in self.checks]
+        return {**asdict(self), "checks": checks, "form": self.census.form}
 
 
 def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: int = 0) -> Theory:
@@ -57,6 +74,7 @@ def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: 
     # Attention is differentiated twice in one of the checks, which only its plain form can be.
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         scene = Scene(energy, seed)
-        checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES)]
+        checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES, minimum)]
     found = tuple(check for check in checks if check is not None)
+    found = (*found, one_layer())
     return Theory(name, tuple(energy.space.shape), scene.census, found)
