@@ -7,7 +7,8 @@
 Every row of a seed makes the same number of updates from the same classifier, but for the kinds of
 classifier, which are trained for some passes of their own. All are sampled alike, from the starts
 of the recipe by chains of its length, and judged by another network, which was trained longer and
-never used in training. Rows cost unlike: mind their seconds.
+never used in training; `--judge wide` asks a third one, which looks at other things. Rows cost
+unlike: mind their seconds.
 """
 
 import argparse
@@ -15,16 +16,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import timm
 import torch
 
 from ebm_from_clf.arguments import read_recipe
+from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.errors import Diverged
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
 from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid
-from ebm_from_clf.quickstart import train_judge
+from ebm_from_clf.quickstart import train_judge, warp
 from ebm_from_clf.run import create_for, pretrain, silent
 from ebm_from_clf.sample import draw
 
@@ -61,6 +64,12 @@ CHANGES = {
     "short runs": {"chains.restart_rate": 1.0, "chains.burn_in": 25},
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
+    "longer chains": {"curriculum.growth": 3.0, "chains.restart_rate": (0.4, 0.004)},
+    "larger steps": {
+        "curriculum.growth": 3.0,
+        "chains.restart_rate": (0.4, 0.004),
+        "sampler.step_size": 0.2,
+    },
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
     "warm start": {"warm_start.updates": 60},
@@ -90,6 +99,29 @@ def varied(recipe, name):
     return replace(
         recipe, classifier=replace(recipe.classifier, name=network, epochs=epochs, kwargs=kwargs)
     )
+
+
+def wide_judge(space, train, n_classes, epochs):
+    """A judge with other layers, activation and seed than the first, who never met it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(77)
+        judge = timm.create_model(
+            "resnet18",
+            in_chans=space.shape[0],
+            num_classes=n_classes,
+            layers=(2, 2, 1, 0),
+            channels=(64, 96, 128, 128),
+            stem_type="deep",
+            stem_width=24,
+            replace_stem_pool=True,
+            act_layer="silu",
+        ).to(space.mean.device)
+    return train_classifier(
+        judge, space, train, epochs=epochs, augment=warp, batch_size=100, seed=77
+    )
+
+
+JUDGES = {"long": train_judge, "wide": wide_judge}
 
 
 def row(name, seed, a, judge):
@@ -131,6 +163,7 @@ def main():
     parser.add_argument("--steps", type=int, default=44, help="of the chains that are judged")
     parser.add_argument("--longer", nargs="*", type=int, default=[], help="other numbers of steps")
     parser.add_argument("--n", type=int, default=100, help="images of a class")
+    parser.add_argument("--judge", choices=JUDGES, default="long")
     parser.add_argument("--judge-epochs", type=int, default=40)
     parser.add_argument("--grid", type=Path, help="folder for a picture of each row")
     a = parser.parse_args()
@@ -138,7 +171,8 @@ def main():
     _, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     n_classes = recipe.classifier.kwargs["num_classes"]
-    judge = Judge(train_judge(space, train, n_classes, a.judge_epochs), space, train, test)
+    network = JUDGES[a.judge](space, train, n_classes, a.judge_epochs)
+    judge = Judge(network, space, train, test)
     for seed in a.seeds:
         for name in a.rows:
             numbers, images = row(name, seed, a, judge)
