@@ -28,7 +28,7 @@ optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
 
 reference = ebm.FittedGaussian.fit(x, floor=0.05)
 energy = ebm.convert(classifier, reference=reference, gain=600.0, support="clamp")
-start = ebm.ClassGaussian.fit(x, y, 10, rank=16, residual=False)
+start = ebm.ClassMixture.fit(x, y, 10, modes=4, rank=16, residual=False)
 generator = torch.Generator().manual_seed(0)
 chains = ebm.ChainStore(reference, start, 10, restart_rate=0.2)
 sampler = ebm.Langevin(n_steps=5, step_size=0.1, temperature=0.03)
