@@ -6,8 +6,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["curriculum", "errors", "mapped", "modes", "noise", "operation", "restart"],
-    ["fold", "rectifier", "reference", "smooth", "space", "transpose"],
-    ["fitted", "recorder", "spectral", "start", "support"],
+    ["fold", "frame", "rectifier", "reference", "smooth", "space", "transpose"],
+    ["fitted", "recorder", "spectral", "start", "stationary", "support"],
     ["energy", "graph", "mixture"],
     [
         "adversarial",
