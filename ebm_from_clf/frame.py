@@ -30,7 +30,7 @@ from .modes import evaluation_mode, sharing
 
 FLOOR = 1e-2
 # Filters are kept so much smaller: steps of a given length turn them so much faster.
-TURN = 4.0
+TURN = 2.0
 
 
 class FrameConvNet(nn.Module):
@@ -86,17 +86,7 @@ class FrameConvNet(nn.Module):
         self.torus, self.border, self.kernel = torus, border, kernel
         self.taps, self.in_chans = list(taps), in_chans
         self.strides = [1 if tap < 0 else info[tap]["reduction"] for tap in taps]
-        distance = self.distance
-        if size % distance or border % distance or not 2 * border < size:
-            raise ValueError(
-                f"FrameConvNet: `size` and `border` must be multiples of {distance} pixels, the "
-                f"distance of the places of its last layer, and the border less than half of the "
-                f"size, got {size} and {border}."
-            )
-        if kernel % 2 == 0 or kernel // 2 > border:
-            raise ValueError(
-                f"FrameConvNet: `kernel` must be odd and at most {2 * border + 1}, got {kernel}."
-            )
+        _check(self.distance, size, border, kernel)
         layers = [tap for tap in taps if tap >= 0]
         bottom.prune_intermediate_layers(layers or [0], prune_head=True)
         self.bottom = bottom.eval().requires_grad_(False)
@@ -222,3 +212,17 @@ def _layers(bottom: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa
             "`forward_intermediates` do, as resnet18 or tf_efficientnet_lite0."
         )
     return list(bottom.feature_info), bottom.pretrained_cfg
+
+
+def _check(distance: int, size: int, border: int, kernel: int) -> None:
+    """Checks that places of filters fit an image and its border."""
+    if size % distance or border % distance or not 2 * border < size:
+        raise ValueError(
+            f"FrameConvNet: `size` and `border` must be multiples of {distance} pixels, the "
+            f"distance of the places of its last layer, and the border less than half of the "
+            f"size, got {size} and {border}."
+        )
+    if kernel % 2 == 0 or kernel // 2 > border:
+        raise ValueError(
+            f"FrameConvNet: `kernel` must be odd and at most {2 * border + 1}, got {kernel}."
+        )

@@ -44,11 +44,12 @@ def test_fit_finds_the_covariance_of_a_field():
     x = 0.2 * q.sample(40, generator=g) + 0.4
     found = StationaryGaussian.fit([x[:30], x[30:]], floor=1e-3, ceiling=1e3)
     assert (found.mean[:, 0, 0] - 0.5).abs().max() < 0.01
-    # The window, 64 pixels wide, takes 2 % off at a lag of 3.
+    # Some 3500 independent patches, so that a variance has a standard error of 2.4 %. The
+    # window, 64 pixels wide, takes 2 % off at a lag of 3.
     for lag in ((0, 0), (1, 0), (0, 3), (2, 2), (2, -2)):
         at = covariance(found)[lag] / 0.04
-        assert abs(float(at - COLOR[0, 1] * correlation()[lag])) < 0.06 * COLOR[0, 1], lag
-    assert torch.allclose(found.color, 0.04 * COLOR, rtol=0.06, atol=0)
+        assert abs(float(at - COLOR[0, 1] * correlation()[lag])) < 0.14 * COLOR[0, 1], lag
+    assert torch.allclose(found.color, 0.04 * COLOR, rtol=0.12, atol=0)
 
 
 def test_the_border_of_an_image_is_no_edge():

@@ -97,7 +97,9 @@ def main():
                     float(x.std() / whole[..., :128, :128].std()), 2
                 )
                 if times == 1:
-                    rows.append(torch.cat([whole, x]))
+                    observed = torch.full_like(x, 0.5)
+                    observed[..., :128, :128] = whole[..., :128, :128]
+                    rows.append(torch.cat([observed, x]))
             line = {"texture": texture, "seed": seed, "learning_seconds": round(seconds, 1)}
             print(json.dumps(line | {"steps": found, "faults": len(faults)}), flush=True)
             if a.pictures:
