@@ -1,9 +1,9 @@
 """An energy as a timm-native folder.
 
 `config.json` and `model.safetensors` are what timm writes and reads: `timm.create_model(
-"local-dir:DIR", pretrained=True)` gives the classifier back, bit-identical (but a generative
-ConvNet, which timm does not know). The energy adds a key `"ebm"` to the config and keeps its own
-tensors in `ebm.safetensors`. Nothing is pickled.
+"local-dir:DIR", pretrained=True)` gives the classifier back, bit-identical (but a network of
+a single category, which timm does not know). The energy adds a key `"ebm"` to the config and keeps
+its own tensors in `ebm.safetensors`. Nothing is pickled.
 """
 
 __all__ = ["load", "save"]
@@ -26,6 +26,7 @@ from .energy import ClassifierEnergy
 from .errors import UsageError
 from .fitted import FittedGaussian
 from .folders import publish
+from .frame import FrameConvNet
 from .generative import GenerativeConvNet
 from .langevin import Langevin
 from .mixture import ClassMixture
@@ -34,8 +35,12 @@ from .smooth import Coarse, Smoothing
 from .space import PixelSpace
 from .spectral import SpectralNoise
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
+from .stationary import StationaryGaussian
 
-REFERENCES = {c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian)}
+REFERENCES = {
+    c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian, StationaryGaussian)
+}
+OWN = (FrameConvNet, GenerativeConvNet)  # networks that timm does not know
 KEPT_STARTS = ("ClassGaussian", "ClassMixture", "ReferenceStart", "UniformStart")
 FORMAT = 1
 
@@ -83,7 +88,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
         "coarse": energy.coarse,
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "sampler": None if energy.sampler is None else asdict(energy.sampler),
-        "network": classifier.arguments if isinstance(classifier, GenerativeConvNet) else None,
+        "network": classifier.arguments if isinstance(classifier, OWN) else None,
     }
     with publish(place) as staging:
         save_for_hf(
@@ -108,11 +113,12 @@ def load(place: str | Path) -> ClassifierEnergy:
     """
     place = Path(place)
     try:
-        config = json.loads((place / "config.json").read_text(encoding="utf-8"))["ebm"]
+        whole = json.loads((place / "config.json").read_text(encoding="utf-8"))
+        config = whole["ebm"]
         tensors = load_file(place / "ebm.safetensors")
         if config["format"] > FORMAT:
             raise UsageError(f"{place}: written by a newer version; upgrade ebm-from-clf.")
-        classifier = _network(place, config.get("network"))
+        classifier = _network(place, whole["architecture"], config.get("network"))
         return _restore(config, tensors, classifier)
     except UsageError:
         raise
@@ -123,11 +129,11 @@ def load(place: str | Path) -> ClassifierEnergy:
         ) from error
 
 
-def _network(place: Path, arguments: dict[str, Any] | None) -> nn.Module:
-    """Creates the network of a folder: one of timm, or a generative ConvNet."""
+def _network(place: Path, name: str, arguments: dict[str, Any] | None) -> nn.Module:
+    """Creates the network of a folder: one of timm, or one of a single category."""
     if arguments is None:
         return create_classifier(f"local-dir:{place}")
-    network = GenerativeConvNet(**arguments).eval()
+    network = create_classifier(name, pretrained=False, **arguments)
     network.load_state_dict(load_file(place / "model.safetensors"))
     return network
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
+from .frame import FrameConvNet
 from .langevin import Langevin
 from .marginal import Marginal, joint
 from .noise import normal
@@ -161,7 +162,11 @@ class Contrastive(nn.Module):
         """Returns the energy of single classes at the least cost of a pass."""
         if self._swift is None or not self._swift.serves(self.energy):
             self._swift = Swift(self.energy)
-        return self._swift.energy()
+        found = self._swift.energy()
+        if isinstance(found.classifier, FrameConvNet):
+            # Its observed images are cut out of larger ones; chains have no border either.
+            found.classifier = found.classifier.on_torus()
+        return found
 
     def worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Moves clean images to where their cross-entropy is largest, if the objective says so.

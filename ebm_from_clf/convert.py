@@ -21,6 +21,7 @@ from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
+from .frame import FrameConvNet
 from .generative import GenerativeConvNet
 from .reference import Reference, WhiteNoise
 from .smooth import Smoothing
@@ -44,6 +45,9 @@ REFUSALS = (
     ValueError,
 )
 
+# Whose layers a `frame_convnet` takes if none is named: installs offline.
+BOTTOM = "demo:efficientnet_lite0"
+
 IMAGENET_TAGS = ("in1k", "in12k", "in21k", "in22k")
 
 
@@ -53,7 +57,8 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
     Arguments:
         name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`; or
             `demo:efficientnet_lite0` or `lite1`, whose weights come with the `demo` extra; or
-            `generative_convnet`, see :class:`GenerativeConvNet`.
+            `generative_convnet`, see :class:`GenerativeConvNet`, or `frame_convnet`, see
+            :class:`FrameConvNet`, whose `bottom` is such a name again.
         pretrained: Whether its weights are loaded.
         kwargs: Handed to `timm.create_model`, for example `num_classes`, `in_chans`, `img_size`.
 
@@ -67,7 +72,12 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
     try:
         if name == "generative_convnet":
             return GenerativeConvNet(**kwargs).eval()
+        if name == "frame_convnet":
+            bottom = create_classifier(kwargs.pop("bottom", BOTTOM), pretrained=pretrained)
+            return FrameConvNet(bottom, **kwargs).eval()
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
+    except UsageError:
+        raise
     except REFUSALS as error:
         reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
         if " " not in reason:

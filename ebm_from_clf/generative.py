@@ -18,10 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
+from .frame import FrameConvNet
 from .modes import sharing
 from .reference import WhiteNoise
 from .space import PixelSpace
 from .start import ReferenceStart
+from .stationary import StationaryGaussian
 
 
 class GenerativeConvNet(nn.Module):
@@ -131,33 +133,57 @@ class GenerativeConvNet(nn.Module):
 def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnergy:
     """Returns the same model on images of another size; the network is shared.
 
-    Chains start at its reference.
+    Chains start at its reference. Images of a :class:`FrameConvNet` are on a torus then: laid side
+    by side they go on without a seam.
 
     Arguments:
-        energy: The energy of a :class:`GenerativeConvNet` with white noise of one mean per
-            channel for its reference.
+        energy: The energy of a :class:`GenerativeConvNet` or a :class:`FrameConvNet`, with a
+            stationary reference or white noise of one mean per channel.
         size: The height and width of images, in pixels.
 
     Raises:
-        ValueError: If it is another energy, or images are smaller than what a filter sees.
+        ValueError: If it is another energy, images are smaller than what a filter sees, or places
+            of filters do not fit a torus of that size.
     """
-    network, reference = energy.classifier, energy.reference
-    if not isinstance(network, GenerativeConvNet) or not isinstance(reference, WhiteNoise):
-        raise ValueError(
-            "enlarged: only a GenerativeConvNet with a WhiteNoise reference has another size, got "
-            f"{type(network).__name__} with {type(reference).__name__}."
-        )
+    found = sharing(energy)
+    found.classifier = _on(energy.classifier, size)
+    reference, device = energy.reference, energy.reference.mean.device
     mean = reference.mean.mean((1, 2), keepdim=True)
+    if not isinstance(reference, WhiteNoise | StationaryGaussian):
+        raise ValueError(
+            "enlarged: only WhiteNoise and a StationaryGaussian have another size, got "
+            f"{type(reference).__name__}."
+        )
     if not (reference.mean - mean).abs().max() < 1e-6:
         raise ValueError("enlarged: the mean of the reference must be the same at every place.")
-    if min(size) < network.field:
-        raise ValueError(
-            f"enlarged: a filter of the last layer sees {network.field} pixels, got {size}. Take "
-            "larger images."
-        )
-    found, device = sharing(energy), reference.mean.device
-    found.reference = WhiteNoise(mean.expand(-1, *size).clone(), float(reference.scale)).to(device)
+    if isinstance(reference, StationaryGaussian):
+        found.reference = reference.resized(size).to(device)
+    else:
+        plain = mean.expand(-1, *size).clone()
+        found.reference = WhiteNoise(plain, float(reference.scale)).to(device)
     center, spread = (t.flatten().tolist() for t in (energy.space.mean, energy.space.std))
     found.space = PixelSpace(center, spread, size).to(device)
     found.start = ReferenceStart(found.reference)
     return found
+
+
+def _on(network: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Returns a network of one category for images of another size, which shares its parts."""
+    if isinstance(network, GenerativeConvNet):
+        if min(size) < network.field:
+            raise ValueError(
+                f"enlarged: a filter of the last layer sees {network.field} pixels, got {size}. "
+                "Take larger images."
+            )
+        return network
+    if not isinstance(network, FrameConvNet):
+        raise ValueError(
+            "enlarged: only a GenerativeConvNet or a FrameConvNet has another size, got "
+            f"{type(network).__name__}."
+        )
+    if any(side % network.distance or side < network.border for side in size):
+        raise ValueError(
+            f"enlarged: sides must be multiples of {network.distance} pixels, the distance of the "
+            f"places of the last layer, and at least {network.border}, got {size}."
+        )
+    return network.on_torus()

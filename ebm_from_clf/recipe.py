@@ -22,13 +22,15 @@ from .data import AT_ONCE, load_data
 from .energy import ClassifierEnergy, Gauge
 from .errors import UsageError
 from .fitted import FittedGaussian
+from .frame import FrameConvNet
 from .reference import Reference, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace
 from .spectral import NATURAL_EXPONENT, SpectralNoise
+from .stationary import StationaryGaussian
 from .support import Support
 
-ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral"]
+ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral", "stationary"]
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,13 @@ class ReferenceSettings:
 
     Arguments:
         kind: `white`, `spectral` (1/f), or `fitted` to the mean and variance of every pixel, or
-            `fitted_spectral` to the mean, the spectrum and the colours.
+            `fitted_spectral` to the mean, the spectrum and the colours, or `stationary` to those
+            of a texture, which then has any size.
         scale: Standard deviation of a pixel, for white and spectral.
         alpha: Exponent of the power spectrum, for spectral.
         floor: Least standard deviation of a pixel or frequency, for fitted ones.
+        ceiling: Largest standard deviation of a frequency, as a fraction of that of a pixel, for
+            stationary.
         n_images: At most so many images are read for a fitted one, evenly spaced over the data.
     """
 
@@ -102,6 +107,7 @@ class ReferenceSettings:
     scale: float = 0.25
     alpha: float = NATURAL_EXPONENT
     floor: float = 0.05
+    ceiling: float = 1.0
     n_images: int = 50_000
 
     def __post_init__(self) -> None:
@@ -109,10 +115,10 @@ class ReferenceSettings:
             raise ValueError(
                 f"ReferenceSettings: `n_images` must be 2 or more, got {self.n_images}."
             )
-        if not (self.scale > 0 and self.floor > 0):
+        if not min(self.scale, self.floor, self.ceiling) > 0:
             raise ValueError(
-                "ReferenceSettings: `scale` and `floor` must be positive, "
-                f"got {self.scale} and {self.floor}."
+                "ReferenceSettings: `scale`, `floor` and `ceiling` must be positive, "
+                f"got {self.scale}, {self.floor} and {self.ceiling}."
             )
 
     def build(self, space: PixelSpace, dataset: Dataset) -> Reference:
@@ -122,10 +128,12 @@ class ReferenceSettings:
             if self.kind == "white":
                 return WhiteNoise(mean, self.scale)
             return SpectralNoise(mean, self.scale, self.alpha)
-        covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"
         n = len(dataset)  # type: ignore[arg-type]
         some = Subset(dataset, range(0, n, -(-n // self.n_images)))
         images = (x for x, _ in loader(some, AT_ONCE))
+        if self.kind == "stationary":
+            return StationaryGaussian.fit(images, self.floor, self.ceiling)
+        covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"
         return FittedGaussian.fit(images, covariance, self.floor)
 
 
@@ -174,7 +182,7 @@ class Recipe:
                 "Recipe: `uint8` chains are clipped to [0, 1], the energy is unbounded. Use "
                 "float16, or a support on the box."
             )
-        if self.energy.support != "unbounded" and "spectral" in self.reference.kind:
+        if self.energy.support != "unbounded" and self.reference.kind not in ("white", "fitted"):
             raise ValueError(
                 f"Recipe: support {self.energy.support!r} needs a reference that acts on each "
                 f"pixel alone, got {self.reference.kind!r}. Use white or fitted, or unbounded."
@@ -223,6 +231,8 @@ class Recipe:
             space: Its input space.
             dataset: The data that a fitted reference is fitted to.
         """
+        if isinstance(classifier, FrameConvNet):
+            classifier.fit(space(x.to(space.mean.device)) for x, _ in loader(dataset, AT_ONCE))
         energy = convert(
             classifier,
             reference=self.reference.build(space, dataset),

@@ -56,3 +56,11 @@ def test_prototype(tmp_path):
     assert (tmp_path / "prototype.png").is_file()
     # The filters that it begins with are 1.17 nats off.
     assert abs(float(out.split()[-2])) < 0.2
+
+
+def test_textures(tmp_path):
+    out = run("textures.py", tmp_path)
+    for name in ("textures", "film", "filters"):
+        assert (tmp_path / f"{name}.png").is_file()
+    # q itself, which is next to the model after three updates, has a third of the contrast.
+    assert 0.2 < float(out.split()[1]) < 0.6

@@ -7,8 +7,8 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
     ["curriculum", "errors", "mapped", "modes", "noise", "restart"],
-    ["fold", "graph", "reference", "smooth", "space"],
-    ["fitted", "spectral", "start", "support"],
+    ["fold", "frame", "graph", "reference", "smooth", "space"],
+    ["fitted", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
     [
         "adversarial",

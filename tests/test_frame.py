@@ -1,0 +1,198 @@
+"""Learned filters on the layers of a classifier: what counts in a score, and on a torus."""
+
+import json
+import math
+
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+from ebm_from_clf import ClassifierEnergy, UsageError, WhiteNoise, convert, load, sample, save
+from ebm_from_clf.convert import create_classifier
+from ebm_from_clf.frame import TURN, FrameConvNet
+from ebm_from_clf.generative import enlarged
+from ebm_from_clf.recipe import ClassifierSettings, DataSettings, Recipe, ReferenceSettings
+from ebm_from_clf.stationary import StationaryGaussian
+
+# Two layers of a small network: places every 2 and 4 pixels, which see up to 11 of them.
+SMALL = {"bottom": "resnet18", "taps": [-1, 0], "filters": 5, "kernel": 3, "border": 8, "size": 32}
+
+
+def network(**options):
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        found = create_classifier("frame_convnet", pretrained=False, **SMALL | options)
+        torch.nn.init.normal_(found.weights)
+        for layer in found.filters:
+            torch.nn.init.uniform_(layer.bias, -0.2, 0.2)
+        if not found.torus:
+            found.fit([images(4, found.in_chans, found.arguments["size"], seed=5)])
+    return found
+
+
+def images(n, channels, size, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return 0.5 * torch.randn(n, channels, size, size, generator=g)
+
+
+def energy(net, gain=30.0):
+    size = net.arguments["size"]
+    return ClassifierEnergy(
+        net, WhiteNoise(torch.full((net.in_chans, size, size), 0.4)), gain=gain
+    )
+
+
+def test_score_is_the_weighted_sum_of_filters_where_they_count():
+    net, x = network(), images(2, 1, 32)
+    (h,) = net.bottom.forward_intermediates(
+        x.expand(-1, 3, -1, -1), indices=[0], intermediates_only=True
+    )
+    score, layers = 0, [(x[..., 7:25, 7:25], 16, 1), (h[..., 4:12, 4:12], 8, 2)]
+    # 16 pixels without the border; filters on the image see one beyond.
+    for i, (seen, side, apart) in enumerate(layers):
+        patches = functional.unfold(seen, 3 if i == 0 else 1) - getattr(net, f"mean{i}")[:, None]
+        white = getattr(net, f"whiten{i}") @ patches
+        layer = net.filters[i]
+        rows = TURN * layer.weight.flatten(1) / math.sqrt(white.shape[1])
+        response = (rows @ white + layer.bias[:, None]).clamp_min(0)
+        assert response.shape[2] == side**2
+        score = score + (net.weights[i][:, None] * response).sum((1, 2)) / (5 * side**2 * apart)
+    assert torch.allclose(net(x)[:, 0], score, atol=1e-5, rtol=1e-5)
+
+
+def test_what_filters_see_is_white_in_the_images_it_is_fitted_to():
+    net, x = network(in_chans=3), images(4, 3, 32, seed=5)
+    for i, h in enumerate(net.responses(x)):
+        seen = functional.unfold(h, net.filters[i].kernel_size).transpose(0, 1).flatten(1)
+        white = getattr(net, f"whiten{i}") @ (seen - getattr(net, f"mean{i}")[:, None])
+        covariance = white @ white.T / white.shape[1]
+        spread = torch.linalg.eigvalsh(covariance)
+        assert white.mean(1).abs().max() < 1e-4
+        # 1, but in directions of less than a hundredth of the mean variance.
+        assert spread.max() < 1 + 1e-3 and spread.median() > 0.99
+
+
+def test_batches_are_fitted_to_as_one():
+    net, x = network(), images(6, 1, 32)
+    net.fit([x])
+    kept = {k: v.clone() for k, v in net.state_dict().items()}
+    net.fit([x[:4], x[4:]])
+    for key, value in net.state_dict().items():
+        assert torch.allclose(value, kept[key], rtol=1e-3, atol=1e-3), key
+
+
+def test_a_far_border_does_not_count():
+    """Pixels that only what is left out sees have no gradient, and all others have one."""
+    net = network()
+    x = images(1, 1, 32).requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    seen = gradient[0, 0].abs().sum(0).nonzero().flatten()
+    # The first place of layer 0 that counts, 8, sees 3 pixels to each side of it.
+    assert (int(seen.min()), int(seen.max())) == (5, 25)
+
+
+def test_a_roll_of_an_image_on_a_torus_has_the_same_score():
+    net = network(torus=True)
+    x = images(1, 1, 40)
+    for shift in ((2, 0), (6, 14)):
+        assert torch.allclose(net(x.roll(shift, (2, 3))), net(x), atol=1e-5, rtol=0)
+    # Mutants: an image that ends at its border, and one that is mirrored there.
+    net.torus = False
+    assert not torch.allclose(net(x.roll((6, 14), (2, 3))), net(x), atol=1e-3, rtol=0)
+    near = functional.pad(x, (8,) * 4, mode="reflect")
+    far = functional.pad(x.roll((6, 14), (2, 3)), (8,) * 4, mode="reflect")
+    assert not torch.allclose(net(near), net(far), atol=1e-4, rtol=0)
+
+
+def test_on_a_torus_every_place_counts_as_it_does_within():
+    """Four copies side by side: four times the places, four times the sum."""
+    net = network(torus=True)
+    x = images(1, 1, 32)
+    assert torch.allclose(net(x.repeat(1, 1, 2, 2)), 4 * net(x), rtol=1e-4, atol=0)
+    # Its n is that of images with a border: 16 of 32 pixels each way count there.
+    flat = torch.full((1, 1, 64, 64), 0.3)
+    plain = network()
+    plain.load_state_dict(net.state_dict())
+    assert torch.allclose(net(flat)[0, 0] / 16, plain(flat[..., :32, :32])[0, 0], rtol=1e-4)
+
+
+def test_the_bottom_is_held_and_its_top_cut_off():
+    net = network()
+    learned = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert learned == {"filters", "weights"}
+    whole = timm.create_model("resnet18", pretrained=False)
+    assert len(list(net.bottom.parameters())) < len(list(whole.parameters())) / 3
+
+
+def test_a_learned_texture_keeps_its_bottom_and_is_saved(tmp_path):
+    from ebm_from_clf import Finetuner, Langevin, Objective, Settings
+    from ebm_from_clf.chain_settings import ChainSettings, StartSettings
+    from ebm_from_clf.run import create_for
+
+    recipe = Recipe(
+        ClassifierSettings("frame_convnet", pretrained=False, kwargs=SMALL),
+        DataSettings("texture", "gravel"),
+        ReferenceSettings("stationary", floor=0.005),
+    )
+    net, space = create_for(recipe)
+    data = recipe.load("train", space)
+    found = recipe.convert(net, space, data)
+    assert net.whiten1.diff().any()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    settings = Settings(
+        3, 2, 0, sampler=Langevin(2), start=StartSettings("reference"),
+        chains=ChainSettings(2), objective=Objective(cross_entropy=0), log_every=3,
+    )  # fmt: skip
+    Finetuner(found, data, settings).run()
+    for key, value in net.state_dict().items():
+        held = key.startswith(("bottom.", "mean", "whiten"))
+        assert torch.equal(value, before[key]) == held, key
+    save(found, tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["label_names"] == ["gravel"]
+    again = load(tmp_path / "model")
+    drawn = [sample(enlarged(e, (64, 48)), [0], n=1) for e in (found, again)]
+    assert drawn[0].shape == (1, 1, 64, 48) and torch.equal(*drawn)
+    assert isinstance(again.reference, StationaryGaussian)
+    # One on a torus stays there.
+    save(enlarged(found, (64, 48)), tmp_path / "large")
+    assert torch.equal(sample(load(tmp_path / "large"), [0], n=1), drawn[0])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(UsageError, match="-1 to 4"):
+        network(taps=[-1, 5])
+    with pytest.raises(UsageError, match="each once"):
+        network(taps=[0, 0])
+    with pytest.raises(UsageError, match="multiples of 4"):
+        network(taps=[1], border=6)
+    with pytest.raises(UsageError, match="less than half"):
+        network(size=16)
+    with pytest.raises(UsageError, match="must be odd"):
+        network(kernel=4)
+    with pytest.raises(ValueError, match="does not give its layers"):
+        FrameConvNet(torch.nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match="multiples of 2"):
+        enlarged(energy(network()), (33, 64))
+
+
+def test_any_network_of_timm_serves():
+    for name in ("test_resnet", "test_convnext", "test_efficientnet"):
+        net = network(bottom=name, border=16, size=64)
+        x = images(2, 1, 64)
+        assert net(x).shape == (2, 1) and net(x).isfinite().all() and net(x)[0] != net(x)[1]
+        assert convert(net).n_classes == 1
+
+
+def test_chains_have_no_border_and_observed_images_none_that_counts():
+    from ebm_from_clf import ChainStore, Contrastive, Langevin, ReferenceStart
+
+    net = network()
+    found = energy(net, gain=2.0)
+    start = ReferenceStart(found.reference)
+    gen = Contrastive(found, Langevin(1), ChainStore(found.reference, start, 1))
+    u, y = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(2)
+    chains = gen._chain_energy()
+    rolled = [chains(v, y.long()) for v in (u, u.roll((4, 6), (2, 3)))]
+    assert torch.allclose(*rolled, atol=1e-3, rtol=0)
+    assert not net.torus and not torch.allclose(found(u, y.long()), rolled[0], atol=1e-2, rtol=0)
