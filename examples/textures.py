@@ -23,7 +23,7 @@ from ebm_from_clf.texture import exemplar
 QUICK = bool(os.environ.get("QUICK"))
 source = sys.argv[1] if len(sys.argv) > 1 else "brick"
 recipe = read_recipe("texture")
-settings = replace(recipe.finetune, log_every=1 if QUICK else 10, updates=3 if QUICK else 500)
+settings = replace(recipe.finetune, updates=3, log_every=1) if QUICK else recipe.finetune
 recipe = replace(recipe, data=replace(recipe.data, root=source), finetune=settings)
 
 network, space = create_for(recipe)
