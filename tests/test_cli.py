@@ -140,7 +140,7 @@ FAULTS = {
     "negative weight": ("epochs: 1", "generative: -1", "`generative` must be 0 or more"),
     "no size": ("epochs: 1", "size: 0", "`size` positive"),
     "negative shift": ("updates: 2", "augment:\n    shift: -1", "`shift` must be 0 or more"),
-    "no scale": ("data:\n", "reference:\n  scale: 0.0\ndata:\n", "`scale` and `floor`"),
+    "no scale": ("data:\n", "reference:\n  scale: 0.0\ndata:\n", "`scale`, `floor` and"),
     "no gain": ("data:\n", "energy:\n  gain: 0.0\ndata:\n", "`gain` must be positive"),
     "no chains": ("per_class: 16", "per_class: 0", "`per_class` must be 1 or more"),
     "a rate above 1": ("restart_rate: 0.5", "restart_rate: 1.5", "`restart_rate` is 0 to 1"),
