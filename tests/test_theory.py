@@ -6,6 +6,7 @@ import math
 import pytest
 import timm
 import torch
+import toys
 from test_cli import call
 from test_recursion import create
 
@@ -251,3 +252,9 @@ def test_the_command_prints_json_and_what_bends_a_network():
     _, out, _ = call(*arguments)
     assert "bent by mul of SqueezeExcite (gate, 2 times, first in blocks.3.0.se)" in out
     assert "\n  not here  " in out
+
+
+def test_it_runs_within_inference_mode():
+    with torch.inference_mode():
+        found = examine_theory(toys.smooth())
+    assert not found.failed and found.checks[-1].error is not None

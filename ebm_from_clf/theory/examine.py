@@ -75,6 +75,6 @@ def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: 
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         scene = Scene(energy, seed)
         checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES, minimum)]
+        checks.append(one_layer())
     found = tuple(check for check in checks if check is not None)
-    found = (*found, one_layer())
     return Theory(name, tuple(energy.space.shape), scene.census, found)
