@@ -56,7 +56,7 @@ def digits():
     return load_data("digits8x8", "train", size=SIZE, channels=1)
 
 
-def network(channels=1, num_classes=10, act="relu"):
+def network(channels=1, num_classes=10):
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(0)
         return timm.create_model(
@@ -68,7 +68,6 @@ def network(channels=1, num_classes=10, act="relu"):
             stem_type="deep",
             stem_width=8,
             replace_stem_pool=True,
-            act_layer=act,
             pretrained_cfg_overlay=dict(
                 input_size=(channels, *SIZE), mean=(0.5,) * channels, std=(0.5,) * channels
             ),
