@@ -39,7 +39,7 @@ RESNET = {
     "replace_stem_pool": True,
 }
 CONVNEXT = {"depths": [1, 1, 2, 1], "dims": [32, 64, 96, 128], "patch_size": 2}
-VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+VIT = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 3, "num_heads": 4}
 # Name of timm, arguments, passes of training. Each ends in a map of 2x2 or more at 32x32:
 # BatchNorm and ReLU; LayerNorm and GELU; BatchNorm, SiLU and squeeze-excite; attention.
 CLASSIFIERS = {
@@ -51,8 +51,15 @@ CLASSIFIERS = {
     "resnet-leaky": ("resnet18", RESNET | {"act_layer": "leaky_relu"}, 6),
     "resnet-softplus": ("resnet18", RESNET | {"act_layer": "softplus"}, 6),
 }
+# The weights that were trained with ReLU, in a network with another rectifier.
+HEALED = {
+    "silu for relu": "resnet-silu",
+    "leaky for relu": "resnet-leaky",
+    "softplus for relu": "resnet-softplus",
+}
 CHANGES = {
     "recipe": {},
+    "twice the rate": {"learning_rate": 3.6e-3},
     "logistic": {"objective.kind": "logistic"},
     "trimmed and clamped": {"objective.trim": 0.1, "objective.clamp": 0.02},
     "squares .01": {"objective.square": 0.01},
@@ -92,7 +99,7 @@ def varied(recipe, name):
         for path, value in CHANGES[name].items():
             recipe = put(recipe, f"finetune.{path}", value)
         return recipe
-    network, kwargs, epochs = CLASSIFIERS[name]
+    network, kwargs, epochs = CLASSIFIERS[HEALED.get(name, name)]
     shared = {k: recipe.classifier.kwargs[k] for k in ("num_classes", "pretrained_cfg_overlay")}
     channels = shared["pretrained_cfg_overlay"]["input_size"][0]
     kwargs = kwargs | shared | {"in_chans": channels}
@@ -128,9 +135,13 @@ def row(name, seed, a, judge):
     plain = put(read_recipe(a.recipe), "finetune.seed", seed)
     plain = put(plain, "finetune.updates", a.updates or plain.finetune.updates)
     recipe = put(varied(plain, name), "finetune.grid_every", 0)
-    classifier, space = create_for(recipe)
+    classifier, space = create_for(plain if name in HEALED else recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     pretrain(recipe, classifier, space, train, silent)
+    if name in HEALED:
+        trained = classifier.state_dict()
+        classifier, _ = create_for(recipe)
+        classifier.load_state_dict(trained)
     energy = recipe.convert(classifier, space, train)
     numbers = {"row": name, "seed": seed, "accuracy_before": accuracy(energy, test)}
     start = plain.finetune.start.build(energy, train, energy.n_classes)
