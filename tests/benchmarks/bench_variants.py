@@ -18,6 +18,8 @@ from pathlib import Path
 
 import timm
 import torch
+from torch import nn
+from torch.nn import functional
 
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.classify import train_classifier
@@ -30,6 +32,17 @@ from ebm_from_clf.pictures import grid
 from ebm_from_clf.quickstart import train_judge, warp
 from ebm_from_clf.run import create_for, pretrain, silent
 from ebm_from_clf.sample import draw
+
+
+class Softplus(nn.Module):
+    """Creates a smooth rectifier, close to ReLU: log(1 + exp(8 x)) / 8."""
+
+    def __init__(self, inplace=False):
+        super().__init__()
+
+    def forward(self, x):
+        return functional.softplus(x, beta=8)
+
 
 RESNET = {
     "layers": [1, 1, 1, 0],
@@ -46,10 +59,10 @@ CLASSIFIERS = {
     "resnet": ("resnet18", RESNET, 6),
     "convnext": ("convnext_atto", CONVNEXT, 12),
     "efficientnet": ("test_efficientnet", {"output_stride": 8}, 12),
-    "vit": ("vit_tiny_patch16_224", VIT, 16),
+    "vit": ("vit_tiny_patch16_224", VIT, 24),
     "resnet-silu": ("resnet18", RESNET | {"act_layer": "silu"}, 6),
     "resnet-leaky": ("resnet18", RESNET | {"act_layer": "leaky_relu"}, 6),
-    "resnet-softplus": ("resnet18", RESNET | {"act_layer": "softplus"}, 6),
+    "resnet-softplus": ("resnet18", RESNET | {"act_layer": Softplus}, 6),
 }
 # The weights that were trained with ReLU, in a network with another rectifier.
 HEALED = {
