@@ -8,7 +8,7 @@ The Frechet distance between two sets of features with means m and covariances C
 images, so it is always printed beside that of as many real images the generator never saw.
 """
 
-__all__ = ["Judge", "diversity", "features", "frechet"]
+__all__ = ["Judge", "diversity", "features", "frechet", "nearest"]
 
 from typing import Any
 
@@ -68,6 +68,9 @@ class Judge:
             "frechet_n": n,
             "diversity": diversity(found, classes),
             "diversity_held_out": diversity(held, real),
+            # Samples that repeat the data are nearer to it than real images are.
+            "nearest": nearest(found[pick], self.target),
+            "nearest_held_out": nearest(held, self.target),
         }
 
 
@@ -116,6 +119,16 @@ def diversity(found: Tensor, y: Tensor) -> float:
     """
     distances = [torch.pdist(found[y == c]).mean() for c in y.unique() if int((y == c).sum()) > 1]
     return float(torch.stack(distances).mean()) if distances else 0.0
+
+
+def nearest(found: Tensor, known: Tensor) -> float:
+    """Returns the mean distance of an image to the nearest of known ones.
+
+    Arguments:
+        found: Features, with shape (N, D).
+        known: Features, with shape (M, D).
+    """
+    return float(torch.cat([torch.cdist(f, known).amin(1) for f in found.split(100)]).mean())
 
 
 def _root(matrix: Tensor) -> Tensor:

@@ -164,6 +164,8 @@ def _report(
         "accuracy of the judge": found["judge_accuracy"],
         "diversity within a class": found["diversity"],
         "of real images": found["diversity_held_out"],
+        "distance to the nearest image of the data": found["nearest"],
+        "of real images to that": found["nearest_held_out"],
         "seconds, everything": metrics["seconds"],
         "memory, MB": metrics["peak_memory_mb"],
     }

@@ -9,7 +9,7 @@ import toys
 from ebm_from_clf import Diverged
 from ebm_from_clf.data import Images
 from ebm_from_clf.evaluate import accuracy, calibration_error, evaluate
-from ebm_from_clf.judge import Judge, diversity, frechet
+from ebm_from_clf.judge import Judge, diversity, frechet, nearest
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero():
@@ -50,6 +50,14 @@ def test_calibration_error_of_known_confidences():
 def test_diversity_is_the_mean_distance_within_classes():
     found = torch.tensor([[0.0], [2.0], [10.0], [16.0]])
     assert diversity(found, torch.tensor([0, 0, 1, 1])) == pytest.approx(4.0)
+
+
+def test_copies_are_at_no_distance_from_what_they_repeat():
+    known = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert nearest(known[[1, 0, 1]], known) == 0
+    # More than one block of images.
+    found = torch.tensor([[0.0, 1.0], [3.0, 6.0]]).repeat(150, 1)
+    assert nearest(found, known) == pytest.approx(1.5)
 
 
 def test_accuracy_counts():

@@ -10,6 +10,7 @@ COLUMNS = {
     "agreement": ".3f",
     "frechet_ratio": ".3g",
     "diversity_ratio": ".2f",
+    "nearest_ratio": ".2f",
 }
 
 

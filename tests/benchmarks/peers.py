@@ -109,8 +109,9 @@ def judged(look, energy, test, judge, n):
     if not images.isfinite().all():
         return numbers | {"end": "the samples are not finite"}, None
     numbers |= judge.score(images, torch.arange(10).repeat_interleave(n))
-    ratio = numbers["diversity"] / numbers["diversity_held_out"]
-    return numbers | {"diversity_ratio": ratio}, images
+    for name in ("diversity", "nearest"):
+        numbers[f"{name}_ratio"] = numbers[name] / numbers[f"{name}_held_out"]
+    return numbers, images
 
 
 def row(name, updates, seed, options, judge):
