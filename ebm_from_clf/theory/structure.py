@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
-from ..graph import Graph, Pattern, down, reach, read, respond, secants
+from ..graph import Choice, Graph, Pattern, down, reach, read, respond, secants
 from .census import Census, census
 
 
@@ -87,7 +87,7 @@ class Structure:
         """What the classifier is made of."""
         return census(self.graph)
 
-    def plane(self, y: Tensor, pattern: Pattern | None = None) -> Plane:
+    def plane(self, y: Tensor, pattern: Pattern | Choice | None = None) -> Plane:
         r"""Returns :math:`\tilde\alpha` and B by the top-down pass, without differentiation.
 
         Where the classifier is linear on pieces :math:`F_y = \tilde\alpha + \langle B, u \rangle`
@@ -96,7 +96,8 @@ class Structure:
         Arguments:
             y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
             pattern: The pattern. `None` for that of the images; that of as many other images
-                gives their reconstructions.
+                gives their reconstructions. A function chooses it on the way, from what comes to
+                each activation and max-pool.
 
         Raises:
             ValueError: If a class does not exist, the gauge is not linear in the logits, or an
