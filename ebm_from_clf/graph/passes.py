@@ -98,10 +98,11 @@ def pass_up(
         for node in graph.nodes:
             if node.output in values or not any(n in values for n in node.inputs):
                 continue
-            given = [values.get(n) for n in node.inputs]
-            if any(value is None for value in given):
-                zeros = node.operation.zeros()
-                given = [z if v is None else v for v, z in zip(given, zeros, strict=True)]
+            if all(n in values for n in node.inputs):
+                given = [values[n] for n in node.inputs]
+            else:
+                zeros = zip(node.inputs, node.operation.zeros(), strict=True)
+                given = [values.get(n, zero) for n, zero in zeros]
             if node.unit is not None:
                 before[node.unit] = given[0]
                 values[node.output] = _respond(given[0], pattern[node.unit], offsets=offsets)

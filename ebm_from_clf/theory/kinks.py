@@ -170,11 +170,12 @@ class _Walk:
             self.rates = torch.cat([self.rates, self.rate(k)[None]])
             self.kept.append(k)
         else:
-            self.turn(k, self.rate(k) if self.kept else None)
+            self.turn(k)
 
-    def turn(self, k: int, rate: Tensor) -> None:
+    def turn(self, k: int, rate: Tensor | None = None) -> None:
         """Turns a unit over; what it lets through changes the rates of those above it."""
         if self.kept:
+            rate = self.rate(k) if rate is None else rate
             unit, one = self.single(k)
             low, high = self.slopes[unit]
             change = (1 - 2 * self.on[k]) * (high - low) * one
@@ -203,11 +204,11 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
         most: How many borders of pieces it may meet.
     """
     walk = _Walk(energy, u, y)
-    rounding, found = ROUNDING * torch.finfo(u.dtype).eps, False
+    found = False
     for _ in range(most):
         end, slope, outgoing = walk.target()
         r = walk.responses(end)
-        near = rounding * (1 + r.abs().max())
+        near = _near(r)
         blocked = torch.where(walk.on > 0.5, r < -near, r > near)
         blocked[walk.kept] = False
         if blocked.any():
@@ -216,7 +217,7 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
             continue
         walk.u, walk.r = end, r
         excess = torch.where(outgoing > 0, 1.0, torch.maximum(-slope, slope - 1))
-        if not walk.kept or excess[walk.kept].max() <= rounding:
+        if not walk.kept or excess[walk.kept].max() <= near:
             found = bool((r[walk.kept].abs() <= near).all())
             break
         walk.let_go(excess, slope, outgoing)
@@ -224,7 +225,16 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
 
 
 def _residual(walk: _Walk) -> float:
-    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1]."""
-    slope = (_flat(Structure.at(walk.structure.energy, walk.u).graph.before) > 0).to(walk.u)
+    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1].
+
+    At its kink is also a unit that is given what another one at its kink returns, and not kept.
+    """
+    r = _flat(Structure.at(walk.structure.energy, walk.u).graph.before)
+    slope = torch.where(r.abs() <= _near(r), walk.on, (r > 0).to(r))
     slope[walk.kept] = walk.target()[1][walk.kept].clamp(0, 1)
     return float((walk.u - walk.structure.plane(walk.y, walk.pattern(slope)).slope).norm())
+
+
+def _near(r: Tensor) -> Tensor:
+    """Returns how far from a kink rounding takes what is on it."""
+    return ROUNDING * torch.finfo(r.dtype).eps * (1 + r.abs().max())

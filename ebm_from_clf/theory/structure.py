@@ -11,7 +11,7 @@ the borders of the piece. The piece is named by its pattern :math:`\delta`, and
 :math:`u \to \delta \to B` is an auto-encoder: the top-down pass needs the pattern, not the image.
 """
 
-__all__ = ["Plane", "Structure", "structure"]
+__all__ = ["Plane", "Structure", "check_images", "structure"]
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -186,7 +186,27 @@ def structure(energy: ClassifierEnergy, x: Tensor) -> Structure:
 
     Raises:
         TypeError: If the images are not floating point.
-        ValueError: If their shape is not that of the classifier, or the scores are smoothed.
+        ValueError: If their shape is not that of the classifier, there is none, one is not
+            finite, or the scores are smoothed.
     """
     energy.space.check(x)
+    check_images("structure", x)
     return Structure.at(energy, energy.reference.encode(x))
+
+
+def check_images(who: str, u: Tensor) -> None:
+    """Checks that there are images, and that they are finite.
+
+    Arguments:
+        who: The caller, named in the error.
+        u: The images, in pixels or whitened coordinates, with shape (B, C, H, W).
+
+    Raises:
+        ValueError: If there is none, or a number of one is not finite.
+    """
+    if not len(u):
+        raise ValueError(f"{who}: one image or more is needed, got shape {tuple(u.shape)}.")
+    finite = u.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"{who}: images must be finite, image {bad} is not. Leave it out.")
