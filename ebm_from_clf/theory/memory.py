@@ -35,6 +35,8 @@ def minimum(s: Scene) -> Check:
     kinked = s.census.count("rectifier", "pool") > 0
     if kinked and not is_readable(s.energy, s.u):
         return Check(statement, compared, "not here", None, "not all its kinks are those of ReLUs")
+    if kinked and s.rounded:
+        return Check(statement, compared, "not here", None, s.rounded)
     units = sum(r[:1].numel() for r in s.structure.graph.before)
     borders = min(BORDERS, 1 + WORK // max(units, 1))
     found = descend(
@@ -47,10 +49,8 @@ def minimum(s: Scene) -> Check:
     )
     if not found.found:
         away = float(found.residual / norm(found.u))
-        met = f"it is not reached in {borders} borders of pieces, fewer for a smaller image"
-        note = (
-            f"{met if kinked else 'chains did not come to one'}; they end {away:.2g} of |u| from B"
-        )
+        met = f"not reached in {borders} borders of pieces, a smaller image has fewer"
+        note = f"{met if kinked else 'chains did not come to one'}; |u - B| is {away:.2g} of |u|"
         return Check(statement, compared, "not here", None, note)
     kinks = int(found.kinks)
     error = _rise(s, found) if kinks else _apart(s, found.u)

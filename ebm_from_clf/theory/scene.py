@@ -23,11 +23,11 @@ from .census import Status
 from .structure import Structure
 
 # How far from an image is near, in units of u; and for a network that is less precise itself.
-NEAR, ROUGH = 1e-3, 1.0
+NEAR, ROUGH = 1e-3, 0.3
 # What hundreds of operations lose, in units of the last digit, and of double precision.
 LOST, EXACT = 100.0, 1e-10
 # Differences over a step within a piece, about 1e-6 of the size of both; and over one that may
-# cross kinks, 1e-5 long or, of a network that rounds, 1e-2.
+# cross kinks, 1e-5 long or, of a network that rounds, 3e-3.
 STEPPED, CROSSED = 1e-6, 1e-2
 # A wrong factor of 1 in 100 would pass: of what is looser nothing can be said.
 LOOSE = 1e-2
