@@ -32,7 +32,7 @@ from .arguments import (
     sample_arguments,
     stop,
 )
-from .checkpoint import save
+from .checkpoint import load, save
 from .convert import convert, create_classifier, space_of
 from .data import load_data
 from .doctor import examine
@@ -43,7 +43,14 @@ from .gallery import write_samples
 from .generative import enlarged
 from .labels import by_name
 from .machine import machine
-from .named import find_classes, open_classifier, open_energy, open_photograph, timm_name
+from .named import (
+    find_classes,
+    is_energy,
+    open_classifier,
+    open_energy,
+    open_photograph,
+    timm_name,
+)
 from .quickstart import quickstart
 from .run import finetune_recipe
 from .sample import UNTUNED, n_steps
@@ -151,8 +158,15 @@ def _doctor(a: Namespace) -> None:
 
 def _theory(a: Namespace) -> None:
     """Checks the propositions of the paper on a classifier, and fails if one fails."""
-    classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
-    found = examine_theory(convert(classifier, size=a.size), name=a.classifier)
+    if a.pretrained and is_energy(a.classifier):
+        # With the gain and the reference that it was fine-tuned with.
+        energy = load(a.classifier)
+        if a.size is not None:
+            energy = enlarged(energy, (a.size, a.size))
+    else:
+        classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
+        energy = convert(classifier, size=a.size)
+    found = examine_theory(energy, name=a.classifier)
     print(json.dumps(found.as_dict(), indent=2) if a.json else found)
     if found.failed:
         names = "; ".join(check.statement for check in found.failed)

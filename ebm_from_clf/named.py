@@ -1,6 +1,13 @@
 """What the words of a command line stand for: a classifier, an energy, classes, a photograph."""
 
-__all__ = ["find_classes", "open_classifier", "open_energy", "open_photograph", "timm_name"]
+__all__ = [
+    "find_classes",
+    "is_energy",
+    "open_classifier",
+    "open_energy",
+    "open_photograph",
+    "timm_name",
+]
 
 from pathlib import Path
 from typing import Any
@@ -30,6 +37,16 @@ def timm_name(name: str) -> str:
         name: Any name of timm, or a folder.
     """
     return f"local-dir:{name}" if (Path(name) / "config.json").is_file() else name
+
+
+def is_energy(name: str) -> bool:
+    """Tells whether a name is the folder of a saved energy, whose reference and gain are its own.
+
+    Arguments:
+        name: Any name of timm, or a folder.
+    """
+    config = Path(name) / "config.json"
+    return config.is_file() and '"ebm"' in config.read_text(encoding="utf-8")
 
 
 def open_classifier(
@@ -69,8 +86,7 @@ def open_energy(
         UsageError: If there is none, or it cannot be converted.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = Path(name) / "config.json"
-    if config.is_file() and '"ebm"' in config.read_text(encoding="utf-8"):
+    if is_energy(name):
         if images is not None:
             raise UsageError(f"{name}: has its reference already. Give --reference to `convert`.")
         energy = load(name).to(device)

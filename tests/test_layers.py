@@ -55,6 +55,7 @@ FOLDERS = {
         ["rectifier", "transpose"],
         ["recorder"],
         ["graph"],
+        ["passes"],
         ["recursion"],
         ["__init__"],
     ],

@@ -10,9 +10,10 @@ from scipy.optimize import lsq_linear
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise
+from ebm_from_clf.graph import recursion
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.prototype import PrototypeLaw
-from ebm_from_clf.theory import Structure
+from ebm_from_clf.theory import Structure, kinks, structure
 from ebm_from_clf.theory.kinks import is_readable
 from ebm_from_clf.theory.minima import Minima, count_modes, descend, recall
 
@@ -274,3 +275,107 @@ def test_what_cannot_be_descended_is_refused():
         descend(energy, starts(1, toys.SHAPE), zeros(1) + 1)
     with pytest.raises(ValueError, match="images must have shape"):
         recall(energy, torch.rand(1, 1, 2, 2), torch.rand(1, 1, 2, 2), zeros(1))
+
+
+def test_a_border_costs_a_few_passes_however_many_kinks_there_are(monkeypatch):
+    """Newton's method on all slopes took thousands of passes for 30 borders."""
+    passes = []
+    for name in ("pass_down", "pass_up"):
+        own = getattr(recursion, name)
+        monkeypatch.setattr(
+            recursion, name, lambda *a, own=own, **k: passes.append(1) or own(*a, **k)
+        )
+    energy = energy_of(network(200, 100))
+    rest = kinks.come_to_rest(energy, starts(1), zeros(1), 40)
+    assert not rest.found and rest.kinks > 10 and len(passes) <= 6 * 40 + 5
+
+
+def walked(energy, n, monkeypatch):
+    """A walk over some borders."""
+    walks = []
+
+    class Walk(kinks._Walk):
+        def __init__(self, *args):
+            super().__init__(*args)
+            walks.append(self)
+
+    monkeypatch.setattr(kinks, "_Walk", Walk)
+    kinks.come_to_rest(energy, starts(1), zeros(1), n)
+    return walks[0]
+
+
+def apart(walk):
+    fresh = torch.stack([walk.rate(k) for k in walk.kept])
+    return float((walk.rates - fresh).abs().max() / fresh.abs().max())
+
+
+def test_gradients_at_kinks_are_kept_up_when_units_below_turn_over(monkeypatch):
+    energy = energy_of(network(40, 30, 20))
+    walk = walked(energy, 40, monkeypatch)
+    assert len(walk.kept) > 5 and apart(walk) < 1e-12
+    # It is on all its kinks, and their gradients are differences of what the units are given.
+    step = 1e-6 * starts(1, seed=9)
+    ahead, here = walk.responses(walk.u + step)[walk.kept], walk.responses(walk.u)[walk.kept]
+    assert here.abs().max() < 1e-9
+    wanted = walk.rates @ step.flatten()
+    assert (ahead - here - wanted).abs().max() < 1e-6 * wanted.abs().max()
+    # Mutant: what a unit lets through is forgotten.
+    monkeypatch.setattr(kinks, "unit_up", lambda graph, *_: [None] * len(graph.before))
+    assert apart(walked(energy, 40, monkeypatch)) > 1e-3
+
+
+def test_slopes_of_several_layers_make_up_the_image(monkeypatch):
+    """Those below know those above; the mutant takes all from the same pass."""
+    energy = energy_of(network(40, 30, 20))
+    found = descend(energy, starts(3), zeros(3))
+    assert found.found.double().mean() > 0.5
+    assert (found.residual[found.found] < 1e-9).all() and found.kinks.max() > 5
+    settle = kinks._Walk.settle
+
+    def wrong(self, pull):
+        b, slope, out = settle(self, 0 * pull)
+        slope[self.kept] -= (pull / out[self.kept]).to(slope)
+        return b, slope, out
+
+    monkeypatch.setattr(kinks._Walk, "settle", wrong)
+    found = descend(energy, starts(3), zeros(3))
+    assert not (found.found & (found.residual < 1e-9)).all()
+
+
+def test_a_unit_that_is_given_what_another_returns_has_its_kink_there_too():
+    energy = energy_of(network(60, activation=lambda: nn.Sequential(nn.ReLU(), nn.ReLU())))
+    found = descend(energy, starts(6), zeros(6))
+    assert found.found.all() and found.kinks.min() > 0 and (found.residual < 1e-9).all()
+
+
+def test_what_did_not_come_to_rest_is_not_recalled():
+    energy = energy_of(network(60))
+    x = energy.reference.decode(starts(3))
+    found = recall(energy, x, x, zeros(3), n_steps=3, n_polish=1)
+    assert not found.found.any() and not found.right.any()
+    assert (found.images == found.expected).all(), "the mutant: the same image is the same mode"
+    found = recall(energy, x, x, zeros(3))
+    assert found.found.all() and found.right.all()
+
+
+def test_wrong_images_and_numbers_are_refused_in_one_line():
+    energy, u = energy_of(network(20, activation=nn.GELU)), starts(2)
+    bad = u.clone()
+    bad[1, 0, 0, 0] = math.nan
+    ends = descend(energy, u, zeros(2), n_steps=2, n_polish=2)
+    decode = energy.reference.decode
+    for match, call in [
+        ("descend: images must be finite, image 1 is not", lambda: descend(energy, bad, zeros(2))),
+        ("descend: one image or more", lambda: descend(energy, u[:0], zeros(0))),
+        ("`n_polish` must be 0 or more", lambda: descend(energy, u, zeros(2), n_polish=-1)),
+        ("structure: images must be finite, image 1", lambda: structure(energy, decode(bad))),
+        ("structure: one image or more", lambda: structure(energy, decode(u)[:0])),
+        ("recall: images must be", lambda: recall(energy, decode(u), decode(bad), zeros(2))),
+        ("recall: `distance`", lambda: recall(energy, u, u, zeros(2), distance=math.nan)),
+        ("count_modes: `distance`", lambda: count_modes(ends, -1.0)),
+        ("count_modes: one image", lambda: count_modes(Minima(*(v[:0] for v in ends)))),
+        ("count_modes: images must", lambda: count_modes(ends._replace(u=bad))),
+    ]:
+        with pytest.raises(ValueError, match=match) as caught:
+            call()
+        assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import timm
@@ -10,21 +11,32 @@ import toys
 from test_cli import call
 from test_recursion import create
 
-from ebm_from_clf import PixelSpace, Smoothing, WhiteNoise, convert
-from ebm_from_clf.graph import transpose
+from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise, convert, save
+from ebm_from_clf.graph import rectifier, transpose
 from ebm_from_clf.prototype import PrototypeLaw
-from ebm_from_clf.theory import Structure, examine_theory, identities, memory, one_layer, scene
+from ebm_from_clf.theory import (
+    Structure,
+    examine_theory,
+    identities,
+    kinks,
+    memory,
+    one_layer,
+    scene,
+    structure,
+)
 
-# Rounding in double precision, but for the differences: of F over 2e-5, where kinks are crossed,
+# Rounding in double precision, but for the differences: of F and log p over what may cross kinks,
 # and of U and of gradients over a step within a piece, about 1e-6 of the size of both.
 EXACT = {
     "the drift of the chain is B - u": 1e-4,
+    "likelihood gradient: observed - synthesized": 1e-4,
     "the model is Gaussian on a piece": 1e-6,
     "CD-1 learns to reconstruct": 1e-6,
     "a minimum is its own reconstruction": 1e-6,
 }
 
 
+KINKS = "kinks with slopes between 0 and 1"
 MINIMUM = "a minimum is its own reconstruction"
 LAYER = "one layer: log Z and slopes are closed forms"
 
@@ -103,8 +115,9 @@ def test_a_network_that_rounds_on_its_way_is_looked_at_from_farther():
 
     _, found = table(Rounding(), space=PixelSpace([0.5] * 3, [0.25] * 3, (32, 32)))
     (drift,) = (c for c in found.checks if c.statement == "the drift of the chain is B - u")
-    assert drift.error < 1e-2 and "rounds to lower precision" in drift.note
-    assert not found.failed and drift.verdict == "holds"
+    assert drift.error < 5e-3 and "rounds to lower precision" in drift.note
+    assert not found.failed and drift.verdict == "not here", "or it could not fail"
+    assert [check.verdict for check in found.checks].count("holds") == 8
 
 
 def test_a_wrong_pass_shows_in_the_table(monkeypatch):
@@ -185,9 +198,9 @@ def test_the_minimum_of_a_wrong_reconstruction_fails(monkeypatch):
 
 
 def test_of_a_minimum_that_is_not_met_nothing_is_said(monkeypatch):
-    monkeypatch.setattr(memory, "MOST", 0)
-    check = minimum(rectified())
-    assert check.verdict == "not here" and "chains did not come to one" in check.note
+    monkeypatch.setattr(memory, "BORDERS", 1)
+    check = minimum(rectified(1.5))
+    assert check.verdict == "not here" and "not reached in 1 borders" in check.note
 
 
 def test_a_wrong_constant_of_the_prototype_fails(monkeypatch):
@@ -211,6 +224,8 @@ def test_what_is_not_a_number_fails_and_what_rounding_hides_is_not_judged():
         (1e-7, 1e-6, "holds"),
         (2e-6, 1e-6, "FAILS"),
         (50.0, 100.0, "not here"),
+        (1e-9, 2e-2, "not here"),
+        (1e-3, 1e-2, "holds"),
         (None, None, "not here"),
     ]:
         assert scene.Check("it", "this, that", "exact", error, "", tolerance).verdict == verdict
@@ -258,3 +273,194 @@ def test_it_runs_within_inference_mode():
     with torch.inference_mode():
         found = examine_theory(toys.smooth())
     assert not found.failed and found.checks[-1].error is not None
+
+
+def unpooled():
+    """A residual network of timm whose only kinks are those of ReLUs, as for small images."""
+    network = create("test_resnet")
+    network.maxpool = torch.nn.Identity()
+    return network
+
+
+@pytest.mark.parametrize("gain", [3.0, 10.0])
+def test_a_residual_network_comes_to_its_minimum(gain, monkeypatch):
+    scene_of = lambda: scene.Scene(convert(unpooled(), size=16, gain=gain), 0)  # noqa: E731
+    check = memory.minimum(scene_of())
+    assert check.verdict == "holds" and check.error < 1e-9
+    assert check.note == ("inside of a piece" if gain < 5 else f"{KINKS}: 8")
+    # Mutants: beside it; and, on kinks, with slopes that are all 0 or 1.
+    right = memory.descend
+    monkeypatch.setattr(
+        memory, "descend", lambda *a, **k: right(*a, **k)._replace(u=1.01 * right(*a, **k).u)
+    )
+    assert memory.minimum(scene_of()).verdict == "FAILS"
+    monkeypatch.setattr(memory, "descend", right)
+    settle = kinks._Walk.settle
+    monkeypatch.setattr(kinks._Walk, "settle", lambda *a: (settle(*a)[0], a[0].on, settle(*a)[2]))
+    assert memory.minimum(scene_of()).verdict == ("holds" if gain < 5 else "FAILS")
+
+
+def test_a_large_image_is_given_up_in_bounded_work(monkeypatch):
+    monkeypatch.setattr(memory, "WORK", 11648 * 3)
+    check = memory.minimum(scene.Scene(convert(unpooled(), size=16, gain=10.0), 0))
+    assert check.verdict == "not here" and "not reached in 4 borders" in check.note
+
+
+SMALL = PixelSpace([0.5] * 3, [0.25] * 3, (8, 8))
+
+
+class Head(torch.nn.Module):
+    """Means over the image, through something odd."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.manual_seed(1)
+            self.first, self.last = torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.odd(self.first(x)).mean((2, 3)))
+
+    def odd(self, x):
+        return x.relu()
+
+
+def small(network):
+    reference = WhiteNoise(torch.full((3, 8, 8), 0.5), 0.25)
+    return ClassifierEnergy(network, reference, SMALL)
+
+
+def verdicts(network):
+    return {c.statement: c for c in examine_theory(small(network)).checks}
+
+
+def test_torch_has_the_slope_of_hardsigmoid_in_single_precision(monkeypatch):
+    class Hard(Head):
+        def odd(self, x):
+            return torch.nn.functional.hardsigmoid(x)
+
+    statement = "the top-down pass is the gradient"
+    found = verdicts(Hard())
+    assert 1e-9 < found[statement].error < 1e-7, "or the tolerance may go"
+    assert not [c for c in found.values() if c.verdict == "FAILS"]
+    # Mutant: a slope of 1 in 5.999.
+    right = rectifier.RECTIFIERS["hardsigmoid"]
+    monkeypatch.setitem(
+        rectifier.RECTIFIERS, "hardsigmoid", lambda o, r: ((-3.0, 3.0), right(o, r)[1] * 6 / 5.999)
+    )
+    assert verdicts(Hard())[statement].verdict == "FAILS"
+
+
+def test_of_a_network_in_half_precision_nothing_is_said():
+    class Half(Head):
+        def odd(self, x):
+            return x.to(torch.bfloat16).to(x.dtype).relu()
+
+    found = verdicts(Half())
+    assert found.pop(LAYER).verdict == "holds"
+    assert {c.verdict for c in found.values()} == {"not here"}
+    compared = [c for c in found.values() if c.error is not None]
+    assert len(compared) > 5 and all(str(c).endswith("; rounding hides it") for c in compared)
+
+
+def test_a_gradient_of_weights_that_is_wrong_shows():
+    """Mutant: a network whose weights get twice the gradient that they have."""
+    statement = "likelihood gradient: observed - synthesized"
+
+    class Twice(Head):
+        def forward(self, x):
+            w = 2 * self.last.weight - self.last.weight.detach()
+            return torch.nn.functional.linear(self.first(x).relu().mean((2, 3)), w)
+
+    assert verdicts(Head())[statement].error < 1e-6
+    assert verdicts(Twice())[statement].verdict == "FAILS"
+
+
+def test_of_a_large_network_the_weights_of_its_small_tensors_are_seen(monkeypatch):
+    monkeypatch.setattr(scene, "WEIGHTS", 30)
+    learned = {"likelihood gradient: observed - synthesized", "CD-1 learns to reconstruct"}
+    found = verdicts(Head())
+    for name in learned:
+        assert found[name].verdict == "holds" and "0.0 M of 0.0 M weights" in found[name].note
+    weights = scene.Scene(small(Head()), 0).weights
+    assert sorted(w.numel() for w in weights) == [3, 5, 15]
+    right = identities.likelihood
+    monkeypatch.setattr(identities, "likelihood", lambda a, b: right(a, 1.1 * b))
+    assert verdicts(Head())["likelihood gradient: observed - synthesized"].verdict == "FAILS"
+
+
+def test_networks_of_odd_parts_are_examined():
+    class Fourier(Head):
+        def odd(self, x):
+            return torch.fft.rfft2(x).abs()
+
+    class Indexed(Head):
+        def __init__(self):
+            super().__init__()
+            self.order = torch.nn.Parameter(torch.tensor([4, 3, 2, 1, 0]), requires_grad=False)
+
+        def odd(self, x):
+            return x[:, self.order].relu()
+
+    class Bare(torch.nn.Module):
+        num_classes = 3
+
+        def forward(self, x):
+            return x.relu().mean((2, 3))
+
+    for network, unread in ((Fourier(), 2), (Indexed(), 0), (Bare(), 0)):
+        found = examine_theory(small(network))
+        assert not found.failed and found.census.count("unread") == unread
+    assert sum("no weights" in check.note for check in found.checks) == 2
+    x = torch.rand(2, 3, 8, 8, generator=toys.seeded())
+    with pytest.raises(ValueError, match="_fft_r2c"):
+        structure(small(Fourier()), x).plane(torch.tensor([0, 1]))
+
+
+def test_networks_that_cannot_be_examined_are_refused_in_one_line():
+    class Unregistered(Head):
+        def __init__(self):
+            super().__init__()
+            self.matrix = torch.eye(5)
+
+        def odd(self, x):
+            return torch.einsum("bchw,cd->bdhw", x, self.matrix)
+
+    class Constant(Head):
+        def forward(self, x):
+            return self.last(torch.ones_like(self.last.weight[:1])).expand(len(x), 3)
+
+    class Lost(Head):
+        def odd(self, x):
+            return x / 0 * 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of newer versions
+        traced = torch.jit.trace(Head(), torch.rand(1, 3, 8, 8))
+    wrapped = torch.nn.Sequential(traced)
+    for network, match in [
+        (Unregistered(), "parameters or buffers"),
+        (Constant(), "do not depend on the image"),
+        (Lost(), "not finite"),
+        (wrapped, "TorchScript"),
+    ]:
+        with pytest.raises(ValueError, match=match) as caught:
+            examine_theory(small(network))
+        assert "\n" not in str(caught.value)
+    # The graph of the traced one is read like that of the network itself.
+    x = torch.rand(2, 3, 8, 8, generator=toys.seeded())
+    found, own = (structure(small(n), x).plane(torch.tensor([0, 1])) for n in (wrapped, Head()))
+    assert (found.slope - own.slope).abs().max() < 1e-6 * own.slope.abs().max()
+
+
+def test_the_command_takes_the_gain_and_the_reference_of_a_saved_energy(tmp_path):
+    reference = WhiteNoise(torch.full((3, 32, 32), 0.4), 0.3)
+    energy = convert(create("test_resnet"), size=32, reference=reference, gain=7.0)
+    save(energy, tmp_path / "model")
+    status, out, errors = call("theory", tmp_path / "model")
+    assert (status, errors) == (0, "")
+    assert out.splitlines()[0].endswith("; gain 7, reference WhiteNoise")
+    status, out, _ = call("theory", "test_resnet", "--pretrained=false", "--size=32", "--json")
+    assert (json.loads(out)["gain"], json.loads(out)["reference"]) == (1.0, "SpectralNoise")

@@ -89,6 +89,8 @@ def _called(network: nn.Module, stack: list[tuple[str, str]]) -> Iterator[None]:
     """Keeps a stack of the modules that are being called."""
     hooks = []
     for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # some of them take no hooks; their operations are read all the same
         entry = (name, type(module).__name__)
         hooks.append(module.register_forward_pre_hook(lambda *_, e=entry: stack.append(e)))
         hooks.append(module.register_forward_hook(lambda *_: stack.pop() and None))

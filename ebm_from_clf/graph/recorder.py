@@ -147,6 +147,8 @@ class Recorder(TorchDispatchMode):
         if name == "as_strided" and r.shape == results[0].shape and torch.equal(r, results[0]):
             # The strides of a dimension of length 1.
             return node._replace(kind="linear", down=lambda b: [b], operation=_same(o))
+        if any(value.is_complex() for value in (*values, results[0])):
+            return node
         found = RECTIFIERS[name](o, r) if name in RECTIFIERS and len(values) == 1 else None
         if found is not None:
             kinks, slopes = found

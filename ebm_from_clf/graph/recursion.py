@@ -15,79 +15,51 @@ References:
     | https://arxiv.org/abs/1602.03264
 """
 
-__all__ = ["Pattern", "TopDown", "bottom_up", "down", "reach", "respond", "secants"]
+__all__ = ["bottom_up", "down", "reach", "respond", "secants", "unit_down", "unit_up"]
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .graph import Graph, full_precision
+from .graph import Graph
+from .passes import Choice, Pattern, TopDown, pass_down, pass_up
 from .recorder import Delta, Node
 from .rectifier import pool_margin, secant_slopes
-from .transpose import scatter
-
-Pattern = Sequence[Delta]
 
 
-class TopDown(NamedTuple):
-    r"""What comes down from a score.
-
-    Arguments:
-        alpha: The score where the input is 0, :math:`\alpha`, with shape (B).
-        slope: What comes to the input, :math:`B^{(0)}`, with its shape.
-        above: What comes to each activation and max-pool, :math:`B^{(l)}`, in their order, with
-            the shape of what these return. `None` for those that the score does not depend on.
-    """
-
-    alpha: Tensor
-    slope: Tensor
-    above: tuple[Tensor | None, ...]
-
-
-def down(graph: Graph, weights: Tensor, pattern: Pattern | None = None) -> TopDown:
+def down(graph: Graph, weights: Tensor, pattern: Pattern | Choice | None = None) -> TopDown:
     r"""Passes a score down to the input.
 
     Arguments:
         graph: The graph.
         weights: The weight of each class, with shape (B, K): the score is their sum over classes.
-        pattern: The slopes and positions. `None` for those that the graph was read at.
+        pattern: The slopes and positions. `None` for those that the graph was read at. A function
+            chooses them from what has come to each activation and max-pool.
 
     Raises:
         ValueError: If an operation is not linear on pieces, or on its own numbers alone.
     """
-    pattern = graph.pattern if pattern is None else pattern
     _check(graph)
-    messages: dict[int, Tensor] = {graph.result or 0: weights}
-    alpha = weights.new_zeros(len(weights))
-    above: list[Tensor | None] = [None] * len(pattern)
-    with full_precision(weights.device):
-        for node in reversed(graph.nodes):
-            message = messages.pop(node.output, None)
-            if message is None:
-                continue
-            if node.unit is not None:
-                above[node.unit] = message
-            below, offset = _through(node, message, pattern)
-            if offset is not None:
-                alpha = alpha + (message * offset).reshape(len(alpha), -1).sum(1)
-            for number, part in zip(node.inputs, below, strict=True):
-                messages[number] = messages[number] + part if number in messages else part
-    return TopDown(alpha, messages[0], tuple(above))
+    return pass_down(graph, {graph.result or 0: weights}, len(weights), pattern)
 
 
-def _through(node: Node, b: Tensor, pattern: Pattern) -> tuple[list[Tensor], Tensor | None]:
-    """Passes one operation from above, and returns its offset."""
-    if node.down is not None:
-        return node.down(b), node.offset
-    assert node.unit is not None
-    delta = pattern[node.unit]
-    if delta.positions is not None:
-        return [scatter(b, delta.positions, node.operation.shapes[0])], None
-    assert delta.slopes is not None
-    return [b * delta.slopes], delta.offset
+def unit_down(graph: Graph, unit: int, weights: Tensor, pattern: Pattern) -> Tensor:
+    """Passes what goes into one activation down to the input; returns its gradient there.
+
+    Arguments:
+        graph: The graph.
+        unit: Where the activation stands in the pattern.
+        weights: The weights of what goes into it, with its shape.
+        pattern: The slopes and positions of all.
+
+    Raises:
+        ValueError: As for :func:`down`.
+    """
+    _check(graph)
+    place = _unit(graph, unit).inputs[0]
+    return pass_down(graph, {place: weights}, len(weights), pattern).slope
 
 
 def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -124,28 +96,25 @@ def respond(graph: Graph, x: Tensor, pattern: Pattern) -> tuple[Tensor, list[Ten
 def _up(
     graph: Graph, x: Tensor, pattern: Pattern, *, offsets: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Passes an input up, with what biases and offsets add or without."""
     _check(graph)
-    values = {0: x}
-    before = [x] * len(pattern)
-    with full_precision(x.device):
-        for node in graph.nodes:
-            if node.output in values or not all(n in values for n in node.inputs):
-                continue
-            given = [values[n] for n in node.inputs]
-            if node.unit is None:
-                found, offset = node.operation(*given), node.offset
-                values[node.output] = found if offsets or offset is None else found - offset
-                continue
-            before[node.unit] = given[0]
-            delta = pattern[node.unit]
-            if delta.positions is not None:
-                flat = given[0].flatten(-2).gather(-1, delta.positions.flatten(-2))
-                values[node.output] = flat.view(delta.positions.shape)
-            elif delta.slopes is not None:
-                found, offset = given[0] * delta.slopes, delta.offset
-                values[node.output] = found + offset if offsets and offset is not None else found
-    return values[graph.result or 0], before
+    values, before = pass_up(graph, {0: x}, pattern, offsets=offsets)
+    return values[graph.result or 0], [x if r is None else r for r in before]
+
+
+def unit_up(graph: Graph, unit: int, change: Tensor, pattern: Pattern) -> list[Tensor | None]:
+    """Returns how what goes into each activation changes with what one of them returns.
+
+    Arguments:
+        graph: The graph.
+        unit: Where that one stands in the pattern.
+        change: The change of what it returns, with its shape.
+        pattern: The slopes and positions of all.
+
+    Raises:
+        ValueError: As for :func:`down`.
+    """
+    _check(graph)
+    return pass_up(graph, {_unit(graph, unit).output: change}, pattern, offsets=False)[1]
 
 
 def reach(graph: Graph, direction: Tensor) -> Tensor:
@@ -217,6 +186,10 @@ def _check(graph: Graph) -> None:
             f"recursion: {_place(spoiler)} is not linear on pieces ({spoiler.kind}). See `census` "
             "for all that is not; the energy's `reconstruct` works for every network."
         )
+
+
+def _unit(graph: Graph, unit: int) -> Node:
+    return next(node for node in graph.nodes if node.unit == unit)
 
 
 def _place(node: Node) -> str:

@@ -215,7 +215,7 @@ _SEPARABLE = (
 MOVES = frozenset((*_MOVES, "cat", "stack"))
 
 TRANSPOSES: dict[str, Callable[[Operation], Down | None]] = {
-    "convolution": _convolution,
+    **dict.fromkeys(("convolution", "_convolution"), _convolution),
     **dict.fromkeys(_BATCH_NORMS, _batch_norm),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "linear"), _product),
     **dict.fromkeys(("add", "sub", "rsub"), _add),

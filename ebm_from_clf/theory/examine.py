@@ -35,12 +35,16 @@ class Theory:
     Arguments:
         classifier: Its name.
         shape: The shape (C, H, W) of an image.
+        gain: The gain on its logits.
+        reference: The type of the reference.
         census: What it is made of.
         checks: The propositions.
     """
 
     classifier: str
     shape: tuple[int, ...]
+    gain: float
+    reference: str
     census: Census
     checks: tuple[Check, ...]
 
@@ -48,7 +52,10 @@ class Theory:
         """What it is made of, what bends it, and a line for each proposition."""
         made, shape = self.census, "x".join(map(str, self.shape))
         counts = ", ".join(f"{made.count(kind)} {kind}" for kind in made.kinds)
-        lines = [f"{self.classifier}: {made.form}, images {shape}; operations: {counts}"]
+        lines = [
+            f"{self.classifier}: {made.form}, images {shape}; operations: {counts}; "
+            f"gain {self.gain:.3g}, reference {self.reference}"
+        ]
         lines += [f"  bent by {entry}" for entry in made.spoilers]
         return "\n".join(lines + [f"  {check}" for check in self.checks])
 
@@ -59,7 +66,10 @@ class Theory:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as plain values, with the form of the network and verdicts."""
-        checks = [asdict(check) | {"verdict": check.verdict} for check in self.checks]
+        checks = [
+            asdict(check) | {"verdict": check.verdict, "note": check.remarks}
+            for check in self.checks
+        ]
         return {**asdict(self), "checks": checks, "form": self.census.form}
 
 
@@ -70,6 +80,10 @@ def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: 
         energy: The energy. It is not changed; a copy in double precision is.
         name: What to call its classifier.
         seed: The seed of the images, which are draws of the reference.
+
+    Raises:
+        ValueError: If the classifier does not compute in double precision, its logits are not
+            finite, or do not depend on the image.
     """
     # Attention is differentiated twice in one of the checks, which only its plain form can be.
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -77,4 +91,6 @@ def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: 
         checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES, minimum)]
         checks.append(one_layer())
     found = tuple(check for check in checks if check is not None)
-    return Theory(name, tuple(energy.space.shape), scene.census, found)
+    reference = type(energy.reference).__name__
+    shape = tuple(energy.space.shape)
+    return Theory(name, shape, energy.gain, reference, scene.census, found)

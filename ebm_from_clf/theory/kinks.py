@@ -6,27 +6,36 @@ r"""The kinks of a rectifier network, and minima of the energy that lie on them.
 With the slope :math:`\theta_k` of every rectifier given, a network of rectifiers and linear maps
 is linear, and :math:`B_\theta = \gamma A^\top \nabla f` of that linear map. A minimum of the
 energy inside a piece is its own reconstruction. One on a kink is so with fractional slopes: 0 lies
-in the generalised gradient (Clarke, 1983). The slopes are those for which
-:math:`r_k(B_\theta) = 0`, as many equations as unknowns. Which units are at their kink is found by
-an active set: a unit whose slope leaves [0, 1] is let go to that side, one that would change on
-the way to :math:`B_\theta` stops it there; it is kept if the energy rises beyond, and crossed if
-not. Kinks of max-pooling are not looked at, nor rectifiers with two of them.
+in the generalised gradient (Clarke, 1983).
+
+On the kinks :math:`r_k = 0` of some units the network does not know their slopes, so its energy
+is that of a Gaussian on a flat: its least point is B, with any slopes, projected on the flat,
+
+.. math:: u = B - \sum_k \lambda_k g_k, \qquad g_k = \nabla r_k, \qquad
+    \lambda_k = (\delta_k - \theta_k) \, \partial F / \partial h_k
+
+and of the :math:`\lambda_k` the slopes follow from the top down. Which units are at their kink is
+found by an active set: a unit whose slope leaves [0, 1] is let go to that side, one that would
+change on the way stops it there; it is kept if the energy rises beyond, and crossed if not. Each
+border costs a few passes of the network, for :math:`g_k` too: it changes by what the unit that
+turns over lets through. Kinks of max-pooling are not looked at, nor rectifiers with two of them.
 """
 
 __all__ = ["Rest", "come_to_rest", "is_readable"]
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
-from ..graph import Node, Pattern, sides
+from ..graph import Delta, Node, sides, unit_down, unit_up
 from .structure import Structure
 
-NEWTON = 4
 ROUNDING = 1e3  # in units of the rounding of one number
+FAR = 1e3  # a slope that is far outside of [0, 1]
 
 
 class Rest(NamedTuple):
@@ -64,85 +73,125 @@ def _has_one_kink(node: Node) -> bool:
     return node.kind == "rectifier" and finite == [0.0]
 
 
-def _flat(parts: list[Tensor]) -> Tensor:
+def _flat(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-class _Slopes:
-    """The slopes of all rectifiers for one image, of which those of units at their kink move."""
+class _Walk:
+    """An image on its way down, and which units it is kept at the kinks of.
+
+    `on` holds the slopes of all units, 0 or 1, of those at their kink that of the side that they
+    were met from; `rates` the gradients of what goes into these, with shape (n, D).
+    """
 
     def __init__(self, energy: ClassifierEnergy, u: Tensor, y: Tensor) -> None:
-        self.structure, self.y = Structure.at(energy, u), y
-        graph = self.structure.graph
-        units = {node.unit: node.operation for node in graph.nodes if node.unit is not None}
-        both = [sides(units[k], r) for k, r in enumerate(graph.before)]
-        self.low = _flat([low for low, _ in both])
-        self.jump = _flat([high for _, high in both]) - self.low
-        self.slope = self.own(self.structure)
-        self.kink = torch.zeros_like(self.slope, dtype=torch.bool)
+        self.structure, self.u, self.y = Structure.at(energy, u), u, y
+        self.graph = self.structure.graph
+        units = {node.unit: node.operation for node in self.graph.nodes if node.unit is not None}
+        self.slopes = [sides(units[k], r) for k, r in enumerate(self.graph.before)]
+        self.ends = torch.tensor([r.numel() for r in self.graph.before]).cumsum(0)
+        self.r = _flat(self.graph.before)
+        self.on = (self.r > 0).to(u)
+        self.kept: list[int] = []
+        self.rates = u.new_zeros(0, u.numel(), dtype=torch.float64)
 
-    @staticmethod
-    def own(structure: Structure) -> Tensor:
-        """Returns which units are on, 1 or 0, with shape (M)."""
-        return (_flat(list(structure.graph.before)) > 0).to(structure.u)
+    def delta(self, unit: int, slope: Tensor) -> Delta:
+        """Returns what an activation does whose units have some slopes between 0 and 1."""
+        low, high = self.slopes[unit]
+        slopes = low + (high - low) * slope.view_as(low)
+        return self.structure.pattern[unit]._replace(slopes=slopes, offset=None)
 
-    def pattern(self, slope: Tensor) -> Pattern:
-        """Returns slopes as a pattern of the network."""
-        before = self.structure.graph.before
-        flat = (self.low + self.jump * slope).split([r.numel() for r in before])
-        return [
-            delta._replace(slopes=part.view(r.shape), offset=None)
-            for delta, part, r in zip(self.structure.pattern, flat, before, strict=True)
-        ]
+    def pattern(self, slope: Tensor | None = None) -> list[Delta]:
+        """Returns the pattern of some slopes, `None` for those of the units as they are on."""
+        parts = self.parts(self.on if slope is None else slope)
+        return [self.delta(k, part) for k, part in enumerate(parts)]
 
-    def tilt(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns B, and how the tilt changes with the slopes in units of what goes in."""
-        plane = self.structure.plane(self.y, self.pattern(slope))
-        above = [
-            torch.zeros_like(r) if b is None else b
-            for b, r in zip(plane.above, self.structure.graph.before, strict=True)
-        ]
-        return plane.slope, _flat(above) * self.jump
+    def parts(self, value: Tensor) -> list[Tensor]:
+        """Cuts a value of every unit, with shape (M), into those of each activation."""
+        return list(value.split([r.numel() for r in self.graph.before]))
 
-    def responses(self, u: Tensor, slope: Tensor) -> Tensor:
-        """Returns what the rectifiers are given, with shape (M)."""
-        return _flat(self.structure.responses(u, self.pattern(slope)))
+    def single(self, k: int) -> tuple[int, Tensor]:
+        """Returns the activation of a unit, and 1 at its place among 0."""
+        unit = int((self.ends <= k).sum())
+        found = torch.zeros_like(self.graph.before[unit])
+        found.view(-1)[k - int(self.ends[unit])] = 1  # counted from the end
+        return unit, found
 
-    def solve(self) -> None:
-        """Finds the slopes at the kinks for which B lies on all of them, by Newton's method."""
-        where = self.kink.nonzero().flatten()
+    def rate(self, k: int) -> Tensor:
+        """Returns the gradient in u of what goes into a unit, with shape (D)."""
+        slope = unit_down(self.graph, *self.single(k), self.pattern())
+        energy = self.structure.energy
+        return energy.reference.adjoint(slope / energy.space.std).flatten().double()
 
-        def off(theta: Tensor) -> Tensor:
-            slope = self.slope.index_put((where,), theta)
-            return self.responses(self.tilt(slope)[0], slope)[where]
+    def target(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the least point on the kinks that are kept, and the slopes that make it B.
 
-        for _ in range(NEWTON if len(where) else 0):
-            theta = self.slope[where].clamp(0, 1)
-            left = off(theta)
-            self.slope[where] = theta
-            if left.abs().max() <= ROUNDING * torch.finfo(left.dtype).eps:
-                break
-            # What B gives is quadratic in each slope, so that a central difference is a rate.
-            half = torch.eye(len(theta)).to(theta) / 2
-            rates = torch.stack([off(theta + h) - off(theta - h) for h in half], 1)
-            self.slope[where] = theta - torch.linalg.pinv(rates) @ left
+        And how the tilt changes with what each unit returns, from below its kink to above.
+        """
+        pull = self.rates.new_zeros(len(self.kept))
+        b, slope, outgoing = self.settle(pull)
+        step = (b - self.u).flatten().double()
+        if self.kept:
+            inverse = torch.linalg.pinv(self.rates @ self.rates.T, hermitian=True)
+            off = self.r[self.kept].double()
+            for _ in range(2):  # the second time for what rounding left
+                pull = pull + inverse @ (self.rates @ (step - pull @ self.rates) + off)
+            step = step - pull @ self.rates
+            _, slope, outgoing = self.settle(pull)
+        return self.u + step.to(self.u).view_as(self.u), slope, outgoing
 
-    def stop(self, u: Tensor, end: Tensor, blocked: Tensor, outgoing: Tensor) -> Tensor:
-        """Goes towards B until the first unit changes; that one is kept at its kink or crossed."""
-        begin, target = self.responses(u, self.slope), self.responses(end, self.slope)
-        share = torch.where(blocked, (begin / (begin - target)).clamp(0, 1), 2)
+    def settle(self, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns B, slopes, and changes of the tilt, from the multipliers of the kinks."""
+        slope, outgoing, share = self.on.clone(), *torch.zeros(2, len(self.on)).to(self.on)
+        share[self.kept] = pull.to(share)
+        each = list(zip(*map(self.parts, (slope, outgoing, share)), strict=True))
+
+        def choose(unit: int, message: Tensor) -> Delta:
+            low, high = self.slopes[unit]
+            theta, out, wanted = each[unit]
+            out.copy_((message * (high - low)).flatten())
+            # A unit that the score does not depend on has no slope that could hold it.
+            theta.sub_((wanted / out).nan_to_num(0, FAR, -FAR))
+            return self.delta(unit, theta)
+
+        return self.structure.plane(self.y, choose).slope, slope, outgoing
+
+    def responses(self, u: Tensor) -> Tensor:
+        """Returns what the rectifiers are given at another image, with shape (M)."""
+        return _flat(self.structure.responses(u, self.pattern()))
+
+    def stop(self, share: Tensor, end: Tensor, r: Tensor, outgoing: Tensor) -> None:
+        """Goes as far as the first unit changes; that one is kept at its kink or crossed."""
         k = int(share.argmin())
+        self.u = self.u + share[k] * (end - self.u)
+        self.r = self.r + share[k] * (r - self.r)
         # A score that rises with the unit's output has a ridge of the energy there, no valley.
-        self.kink[k] = outgoing[k] < 0
-        if not self.kink[k]:
-            self.slope[k] = 1 - self.slope[k]
-        return u + share[k] * (end - u)
+        if outgoing[k] < 0:
+            self.rates = torch.cat([self.rates, self.rate(k)[None]])
+            self.kept.append(k)
+        else:
+            self.turn(k)
 
-    def let_go(self, excess: Tensor) -> None:
-        """Lets the unit go whose slope is furthest outside of [0, 1]."""
-        k = int(excess.argmax())
-        self.kink[k] = False
-        self.slope[k] = float(self.slope[k] > 0.5)
+    def turn(self, k: int, rate: Tensor | None = None) -> None:
+        """Turns a unit over; what it lets through changes the rates of those above it."""
+        if self.kept:
+            rate = self.rate(k) if rate is None else rate
+            unit, one = self.single(k)
+            low, high = self.slopes[unit]
+            change = (1 - 2 * self.on[k]) * (high - low) * one
+            up = unit_up(self.graph, unit, change, self.pattern())
+            both = zip(up, self.graph.before, strict=True)
+            above = _flat([torch.zeros_like(r) if v is None else v for v, r in both])
+            self.rates = self.rates + above[self.kept].double()[:, None] * rate
+        self.on[k] = 1 - self.on[k]
+
+    def let_go(self, excess: Tensor, slope: Tensor, outgoing: Tensor) -> None:
+        """Lets the unit go whose slope is furthest outside of [0, 1], to where it falls."""
+        i = int(excess[self.kept].argmax())
+        k, rate = self.kept.pop(i), self.rates[i]
+        self.rates = torch.cat([self.rates[:i], self.rates[i + 1 :]])
+        if ((slope[k] - 0.5) * outgoing[k] < 0) != (self.on[k] > 0.5):
+            self.turn(k, rate)
 
 
 def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Rest:
@@ -154,30 +203,38 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
         y: Its class index, with shape (1).
         most: How many borders of pieces it may meet.
     """
-    state = _Slopes(energy, u, y)
-    rounding, found = ROUNDING * torch.finfo(u.dtype).eps, False
+    walk = _Walk(energy, u, y)
+    found = False
     for _ in range(most):
-        state.solve()
-        b, outgoing = state.tilt(state.slope)
-        r = state.responses(b, state.slope)
-        near = rounding * (1 + r.abs().max())
-        on = state.slope > 0.5
-        blocked = ~state.kink & torch.where(on, r < -near, r > near)
+        end, slope, outgoing = walk.target()
+        r = walk.responses(end)
+        near = _near(r)
+        blocked = torch.where(walk.on > 0.5, r < -near, r > near)
+        blocked[walk.kept] = False
         if blocked.any():
-            u = state.stop(u, b, blocked, outgoing)
+            share = (walk.r / (walk.r - r)).clamp(0, 1)
+            walk.stop(torch.where(blocked, share, 2), end, r, outgoing)
             continue
-        u, theta = b, state.slope
-        excess = torch.where(outgoing > 0, 1.0, torch.maximum(-theta, theta - 1))
-        excess = torch.where(state.kink, excess, -1)
-        if excess.max() <= rounding:
-            found = bool((r[state.kink].abs() <= near).all())
+        walk.u, walk.r = end, r
+        excess = torch.where(outgoing > 0, 1.0, torch.maximum(-slope, slope - 1))
+        if not walk.kept or excess[walk.kept].max() <= near:
+            found = bool((r[walk.kept].abs() <= near).all())
             break
-        state.let_go(excess)
-    return Rest(u, _residual(state, u), int(state.kink.sum()), found)
+        walk.let_go(excess, slope, outgoing)
+    return Rest(walk.u, _residual(walk), len(walk.kept), found)
 
 
-def _residual(state: _Slopes, u: Tensor) -> float:
-    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1]."""
-    own = state.own(Structure.at(state.structure.energy, u))
-    slope = torch.where(state.kink, state.slope.clamp(0, 1), own)
-    return float((u - state.tilt(slope)[0]).norm())
+def _residual(walk: _Walk) -> float:
+    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1].
+
+    At its kink is also a unit that is given what another one at its kink returns, and not kept.
+    """
+    r = _flat(Structure.at(walk.structure.energy, walk.u).graph.before)
+    slope = torch.where(r.abs() <= _near(r), walk.on, (r > 0).to(r))
+    slope[walk.kept] = walk.target()[1][walk.kept].clamp(0, 1)
+    return float((walk.u - walk.structure.plane(walk.y, walk.pattern(slope)).slope).norm())
+
+
+def _near(r: Tensor) -> Tensor:
+    """Returns how far from a kink rounding takes what is on it."""
+    return ROUNDING * torch.finfo(r.dtype).eps * (1 + r.abs().max())

@@ -11,16 +11,19 @@ into it.
 
 __all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
+from ..errors import Diverged
 from ..langevin import Langevin, energy_and_score
 from ..modes import frozen
 from ..support import confine
 from .kinks import come_to_rest, is_readable
+from .structure import check_images
 
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
@@ -67,11 +70,14 @@ class Recall(NamedTuple):
         images: The modes that they fell into, in pixels, with shape (B, C, H, W).
         expected: Those of the clean images, with the same shape.
         right: Whether the two are the same mode, with shape (B).
+        found: Whether both are minima, up to rounding, with shape (B). If not, chains ended on
+            their way to a mode, and nothing is known to be right.
     """
 
     images: Tensor
     expected: Tensor
     right: Tensor
+    found: Tensor
 
 
 def descend(
@@ -97,17 +103,24 @@ def descend(
         n_polish: The borders of pieces that the polish may meet, or its steps of L-BFGS.
 
     Raises:
-        ValueError: If a class does not exist, or pixels of the energy are kept.
+        ValueError: If there is no image, one is not finite, a class does not exist, pixels of the
+            energy are kept, or a number of steps is wrong.
+        Diverged: If chains leave the finite numbers.
     """
+    check_images("descend", u)
     energy.check_classes(y, len(u))
+    if n_polish < 0:
+        raise ValueError(f"descend: `n_polish` must be 0 or more, got {n_polish}.")
     if energy.kept is not None:
         raise ValueError("descend: the energy keeps pixels. Descend the one it was made of.")
     for shorter in SHORTER:
         chain = Langevin(n_steps, step_size * shorter, temperature=0.0)
         u, _ = chain(energy, u, y, generator=torch.Generator())
+    if not u.isfinite().all():
+        raise Diverged("descend: chains left the finite numbers. Take a smaller `step_size`.")
     kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
-        readable = energy.support == "unbounded" and len(u) > 0 and is_readable(energy, u)
+        readable = energy.support == "unbounded" and is_readable(energy, u)
         if readable:
             rests = [
                 come_to_rest(energy, v, c, n_polish)
@@ -137,7 +150,12 @@ def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
     Arguments:
         minima: Minima of one class.
         distance: The largest distance, in u.
+
+    Raises:
+        ValueError: If there is no minimum, one is not finite, or the distance is none.
     """
+    check_images("count_modes", minima.u)
+    _check_distance("count_modes", distance)
     flat = minima.u.flatten(1)
     near = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") <= distance
     order = minima.energy.argsort()
@@ -161,6 +179,7 @@ def recall(
     distance: float = 1e-3,
     n_steps: int = 100,
     step_size: float = 0.3,
+    n_polish: int = 300,
 ) -> Recall:
     """Lets corrupted images fall into modes, and tells whether it is those of the clean ones.
 
@@ -172,18 +191,29 @@ def recall(
         distance: The largest distance in u of two minima that are one mode.
         n_steps: The steps of the chains; see :func:`descend`.
         step_size: Their step e, at first.
+        n_polish: The borders of pieces, or the steps, of the polish.
 
     Raises:
         TypeError: If the images are not floating point.
-        ValueError: If a shape is wrong, a class does not exist, or pixels are kept.
+        ValueError: If a shape or the distance is wrong, or as for :func:`descend`.
+        Diverged: If chains leave the finite numbers.
     """
+    _check_distance("recall", distance)
     ends = []
     for x in (clean, corrupted):
         energy.space.check(x)
+        check_images("recall", x)
         u = energy.reference.encode(x)
-        ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size).u)
-    right = (ends[0] - ends[1]).flatten(1).norm(dim=1) <= distance
-    return Recall(energy.reference.decode(ends[1]), energy.reference.decode(ends[0]), right)
+        ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size, n_polish=n_polish))
+    expected, images = (energy.reference.decode(end.u) for end in ends)
+    found = ends[0].found & ends[1].found
+    near = (ends[0].u - ends[1].u).flatten(1).norm(dim=1) <= distance
+    return Recall(images, expected, near & found, found)
+
+
+def _check_distance(who: str, distance: float) -> None:
+    if not (distance >= 0 and math.isfinite(distance)):
+        raise ValueError(f"{who}: `distance` must be 0 or more, and finite, got {distance}.")
 
 
 def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Tensor:

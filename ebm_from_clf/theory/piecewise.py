@@ -37,7 +37,7 @@ def _by_pattern(s: Scene, key: str, statement: str, compared: str, other: Struct
         return Check(statement, compared, status, None, s.spoiler)
     found = other.plane(s.y, s.structure.pattern).slope
     note = f"with real slopes: {s.spoiler}" if status == "local" else ""
-    return Check(statement, compared, status, relative_error(found, s.b, s.b), note, s.exact)
+    return Check(statement, compared, status, relative_error(found, s.b, s.b), note, s.graded)
 
 
 def _plane(s: Scene) -> Check:
@@ -110,7 +110,8 @@ def _gaussian(s: Scene) -> Check:
 
 def _contrastive(s: Scene) -> Check:
     statement, compared = "CD-1 learns to reconstruct", "a short step without noise, |u - B|^2 / 2"
-    weights = [p for p in s.energy.classifier.parameters() if p.requires_grad]
+    if not (weights := s.weights):
+        return Check(statement, compared, "not here", None, "it has no weights")
     step = s.step()
     # One step size for both images; the shorter one is on both pieces.
     step = step.min().expand_as(step)
@@ -131,12 +132,13 @@ def _contrastive(s: Scene) -> Check:
     found = (before - after) / step[0]
     wanted = -flat(reconstruction, weights)
     status = s.status["CD-1 reconstructs"]
+    note = f"for steps e below {float((2 * step[0]).sqrt()):.2g}; with noise it is score matching"
     return Check(
         statement,
         compared,
         status,
         relative_error(found, wanted, wanted),
-        f"for steps e below {float((2 * step[0]).sqrt()):.2g}; with noise it is score matching",
+        "; ".join(filter(None, [note, s.of])),
         max(s.stepped, s.hidden(before, step[0] * wanted)) if status == "exact" else None,
     )
 

@@ -11,7 +11,7 @@ the borders of the piece. The piece is named by its pattern :math:`\delta`, and
 :math:`u \to \delta \to B` is an auto-encoder: the top-down pass needs the pattern, not the image.
 """
 
-__all__ = ["Plane", "Structure", "structure"]
+__all__ = ["Plane", "Structure", "check_images", "structure"]
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
-from ..graph import Graph, Pattern, down, reach, read, respond, secants
+from ..graph import Choice, Graph, Pattern, down, reach, read, respond, secants
 from .census import Census, census
 
 
@@ -87,7 +87,7 @@ class Structure:
         """What the classifier is made of."""
         return census(self.graph)
 
-    def plane(self, y: Tensor, pattern: Pattern | None = None) -> Plane:
+    def plane(self, y: Tensor, pattern: Pattern | Choice | None = None) -> Plane:
         r"""Returns :math:`\tilde\alpha` and B by the top-down pass, without differentiation.
 
         Where the classifier is linear on pieces :math:`F_y = \tilde\alpha + \langle B, u \rangle`
@@ -96,7 +96,8 @@ class Structure:
         Arguments:
             y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
             pattern: The pattern. `None` for that of the images; that of as many other images
-                gives their reconstructions.
+                gives their reconstructions. A function chooses it on the way, from what comes to
+                each activation and max-pool.
 
         Raises:
             ValueError: If a class does not exist, the gauge is not linear in the logits, or an
@@ -185,7 +186,27 @@ def structure(energy: ClassifierEnergy, x: Tensor) -> Structure:
 
     Raises:
         TypeError: If the images are not floating point.
-        ValueError: If their shape is not that of the classifier, or the scores are smoothed.
+        ValueError: If their shape is not that of the classifier, there is none, one is not
+            finite, or the scores are smoothed.
     """
     energy.space.check(x)
+    check_images("structure", x)
     return Structure.at(energy, energy.reference.encode(x))
+
+
+def check_images(who: str, u: Tensor) -> None:
+    """Checks that there are images, and that they are finite.
+
+    Arguments:
+        who: The caller, named in the error.
+        u: The images, in pixels or whitened coordinates, with shape (B, C, H, W).
+
+    Raises:
+        ValueError: If there is none, or a number of one is not finite.
+    """
+    if not len(u):
+        raise ValueError(f"{who}: one image or more is needed, got shape {tuple(u.shape)}.")
+    finite = u.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"{who}: images must be finite, image {bad} is not. Leave it out.")
