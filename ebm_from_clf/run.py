@@ -118,8 +118,7 @@ def finetune_recipe(
         save(tuner.energy, folder / "model")
         metrics = _metrics(recipe, tuner, after)
         write_json(folder / "metrics.json", metrics)
-        (folder / STATE).unlink(missing_ok=True)
-        (folder / CHAINS).unlink(missing_ok=True)
+        _forget(folder)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
 
 
@@ -137,6 +136,7 @@ def _tune(tuner: Finetuner, folder: Path, advance: Callable[[int], None]) -> Non
         tuner.run(folder, callback=show)
     except Diverged as error:
         write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
+        _forget(folder)
         raise Diverged(f"{error} {AGAIN}") from error
 
 
@@ -203,7 +203,8 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
         write_text(new_folder(folder) / "recipe.yaml", text)
         return True
     if (folder / DIVERGED).exists():
-        fault = json.loads((folder / DIVERGED).read_text(encoding="utf-8"))["fault"]
+        fault = _fault(folder / DIVERGED)
+        _forget(folder)
         raise UsageError(f"{folder}: {fault} {AGAIN}")
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
@@ -211,13 +212,28 @@ def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
             "another --output."
         )
     if (folder / "metrics.json").exists():
-        for name in (STATE, CHAINS):
-            (folder / name).unlink(missing_ok=True)
+        _forget(folder)
         raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
     # What a run left that was killed while it wrote: a model without metrics, halves of files.
     for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
         shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     return False
+
+
+def _fault(file: Path) -> str:
+    """Reads why a run diverged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["fault"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{file}: damaged; it should say why the run diverged. Begin in another --output."
+        ) from error
+
+
+def _forget(folder: Path) -> None:
+    """Removes what only a run that goes on needs."""
+    for name in (STATE, CHAINS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
