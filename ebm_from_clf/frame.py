@@ -123,7 +123,7 @@ class FrameConvNet(nn.Module):
         return max(self.strides)
 
     def on_torus(self) -> "FrameConvNet":
-        """Returns the same network for images on a torus; its parts are shared."""
+        """Returns the same network for images on a torus, as chains are; its parts are shared."""
         found = sharing(self)
         found.torus = True
         return found
