@@ -101,12 +101,15 @@ def finetune_recipe(
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))
-    check_labels(train, getattr(classifier, "num_classes", None))
+    n_classes = check_labels(train, getattr(classifier, "num_classes", None))
     folder = Path(output)
     with claim(folder):
         fresh = _prepare(recipe, folder, resume)
         try:
-            tuner = _begin(recipe, folder, classifier, space, train, test, progress)
+            state = _state(folder, train, test)
+            if state is None:
+                _check(recipe, folder, classifier, space, n_classes)
+            tuner = _begin(recipe, folder, classifier, space, train, test, state, progress)
         except ValueError:
             # The input was found wrong before there was a result: nothing is left behind.
             if fresh and not (folder / STATE).exists():
@@ -162,27 +165,12 @@ def _begin(
     space: PixelSpace,
     train: Dataset,
     test: Dataset,
+    state: dict[str, Any] | None,
     progress: Progress,
 ) -> Finetuner:
     """Creates the loop of a run at its first update, or at the state that it left."""
     begin = time.perf_counter()
-    data = [fingerprint(train), fingerprint(test)]
-    state = read_state(folder / STATE) if (folder / STATE).exists() else None
-    if state is not None and state["notes"]["data"] != data:
-        raise UsageError(
-            f"{folder}: the data are not those that the run was begun with. Bring them back, or "
-            "choose another --output."
-        )
     if state is None:
-        # Asked again in fine-tuning, but nobody should wait for a training in vain.
-        if recipe.finetune.warm_start.updates:
-            check_twice(classifier, space)
-        chains = recipe.finetune.chains
-        n_classes = check_labels(train, getattr(classifier, "num_classes", None))
-        chains.check_memory(n_classes, space.shape, space.std.device)
-        if chains.mapped:
-            with chains.room(n_classes, space.shape, folder / CHAINS):
-                pass
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)
@@ -191,8 +179,39 @@ def _begin(
         tuner.load_state_dict(state)
         return tuner
     seconds = round(time.perf_counter() - begin, 1)
-    tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds, "data": data}
+    tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds}
+    tuner.notes["data"] = _fingerprints(train, test)
     return tuner
+
+
+def _check(
+    recipe: Recipe, folder: Path, classifier: nn.Module, space: PixelSpace, n_classes: int
+) -> None:
+    """Checks what fine-tuning asks too, so that nobody waits for a training in vain."""
+    if recipe.finetune.warm_start.updates:
+        check_twice(classifier, space)
+    chains = recipe.finetune.chains
+    chains.check_memory(n_classes, space.shape, space.std.device)
+    if chains.mapped:
+        with chains.room(n_classes, space.shape, folder / CHAINS):
+            pass
+
+
+def _state(folder: Path, train: Dataset, test: Dataset) -> dict[str, Any] | None:
+    """Reads the state that a run left, if it left one."""
+    if not (folder / STATE).exists():
+        return None
+    state = read_state(folder / STATE)
+    if state["notes"]["data"] != _fingerprints(train, test):
+        raise UsageError(
+            f"{folder}: the data are not those that the run was begun with. Bring them back, or "
+            "choose another --output."
+        )
+    return state
+
+
+def _fingerprints(train: Dataset, test: Dataset) -> list[int]:
+    return [fingerprint(train), fingerprint(test)]
 
 
 def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
