@@ -49,7 +49,8 @@ class FrameConvNet(nn.Module):
         torus: Whether images are taken to be on a torus; it may be set later.
 
     Raises:
-        ValueError: If the classifier does not have these layers, or the border leaves no place.
+        ValueError: If the classifier does not have these layers or they take no other size, a
+            number is out of range, or the border leaves no place.
     """
 
     num_classes = 1
@@ -77,10 +78,16 @@ class FrameConvNet(nn.Module):
         self.taps, self.in_chans, self.size = list(taps), in_chans, size
         self.border, self.kernel, self.torus = border, kernel, torus
         self.strides = [1 if tap < 0 else info[tap]["reduction"] for tap in taps]
+        if in_chans not in (1, 3) or filters < 1:
+            raise ValueError(
+                "FrameConvNet: `in_chans` is 1 or 3 and `filters` 1 or more, got "
+                f"{in_chans} and {filters}."
+            )
         _check(self.distance, size, border, kernel)
         layers = [tap for tap in taps if tap >= 0]
         bottom.prune_intermediate_layers(layers or [0], prune_head=True)
         self.bottom = bottom.eval().requires_grad_(False)
+        self._check_places()
         self.filters, self.num_features = nn.ModuleList(), filters
         for tap in taps:
             channels = in_chans if tap < 0 else info[tap]["num_chs"]
@@ -105,6 +112,8 @@ class FrameConvNet(nn.Module):
         """What creates such a network again, by the names of its arguments."""
         return {
             "bottom": self.bottom.pretrained_cfg["architecture"],
+            # With what timm was asked to create it.
+            "bottom_kwargs": dict(getattr(self.bottom, "_model_args", {})),
             "taps": list(self.taps),
             "filters": self.num_features,
             "kernel": self.kernel,
@@ -113,6 +122,11 @@ class FrameConvNet(nn.Module):
             "size": self.size,
             "torus": self.torus,
         }
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that it learns from; its bottom may state others."""
+        return self.size, self.size
 
     @property
     def distance(self) -> int:
@@ -124,6 +138,28 @@ class FrameConvNet(nn.Module):
         found = sharing(self)
         found.torus = True
         return found
+
+    @torch.no_grad()
+    def _check_places(self) -> None:
+        """Checks that layers of the bottom respond at places of a given distance, at any size."""
+        blank = next(self.bottom.parameters()).new_zeros(1, self.in_chans, *self.img_size)
+        for torus in (False, True):
+            network, side = sharing(self), self.size - (0 if torus else 2 * self.border)
+            network.torus = torus
+            try:
+                maps = network.responses(blank)
+            except AssertionError as error:  # of timm, for a network of one size
+                raise ValueError(
+                    f"FrameConvNet: its bottom takes images of one size alone ({error}). Take one "
+                    "made of convolutions, such as resnet18."
+                ) from error
+            for h, tap, stride in zip(maps, self.taps, self.strides, strict=True):
+                if tap >= 0 and h.shape[2:] != (side // stride,) * 2:
+                    raise ValueError(
+                        f"FrameConvNet: layer {tap} of its bottom does not respond every {stride} "
+                        "pixels up to the border. Take other `taps`, or a bottom that pads, such "
+                        "as resnet18."
+                    )
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -238,13 +274,13 @@ def _layers(bottom: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa
 
 def _check(distance: int, size: int, border: int, kernel: int) -> None:
     """Checks that places of filters fit an image and its border."""
-    if size % distance or border % distance or not 2 * border < size:
+    if size % distance or border % distance or not 0 <= 2 * border < size:
         raise ValueError(
             f"FrameConvNet: `size` and `border` must be multiples of {distance} pixels, the "
             f"distance of the places of its last layer, and the border less than half of the "
             f"size, got {size} and {border}."
         )
-    if kernel % 2 == 0 or kernel // 2 > border:
+    if kernel % 2 == 0 or not 0 < kernel < 2 * border + 2:
         raise ValueError(
             f"FrameConvNet: `kernel` must be odd and at most {2 * border + 1}, got {kernel}."
         )

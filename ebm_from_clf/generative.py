@@ -25,6 +25,8 @@ from .space import PixelSpace
 from .start import ReferenceStart
 from .stationary import StationaryGaussian
 
+LARGEST = 2**14
+
 
 class GenerativeConvNet(nn.Module):
     """Creates a network with one class, whose logit is the sum of its last feature maps.
@@ -39,8 +41,9 @@ class GenerativeConvNet(nn.Module):
             paper learns one layer after the other.
 
     Raises:
-        ValueError: If there is no layer, the lists differ in length, there are fewer layers than
-            are in use, or images of that size are smaller than what a filter of them sees.
+        ValueError: If there is no layer, the lists differ in length, a number is not positive,
+            there are fewer layers than are in use, or images of that size are smaller than what a
+            filter of them sees.
     """
 
     num_classes = 1
@@ -61,6 +64,10 @@ class GenerativeConvNet(nn.Module):
                 f"layer, got {len(channels)}, {len(kernels)} and {len(strides)} of them."
             )
         depth = len(channels) if depth is None else depth
+        if min(in_chans, *channels, *kernels, *strides) < 1:
+            raise ValueError(
+                "GenerativeConvNet: `in_chans`, `channels`, `kernels` and `strides` are 1 or more."
+            )
         if not 1 <= depth <= len(channels):
             raise ValueError(
                 f"GenerativeConvNet: `depth` is 1 to {len(channels)} layers, got {depth}."
@@ -130,9 +137,11 @@ def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnerg
         size: The height and width of images, in pixels.
 
     Raises:
-        ValueError: If it is another energy, images are smaller than what a filter sees, or places
-            of filters do not fit a torus of that size.
+        ValueError: If it is another energy, images are smaller than what a filter sees, places of
+            filters do not fit a torus of that size, or a side is above 16384 pixels.
     """
+    if max(size) > LARGEST:
+        raise ValueError(f"enlarged: sides are at most {LARGEST} pixels, got {size}.")
     found = sharing(energy)
     found.classifier = _on(energy.classifier, size)
     reference, device = energy.reference, energy.reference.mean.device

@@ -260,11 +260,20 @@ def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
 
     Arguments:
         recipe: The recipe; its seed gives the first weights of a network that is not pretrained.
+
+    Raises:
+        UsageError: If timm does not know it, or it is of another size than asked for.
     """
     with torch.random.fork_rng(devices=[]):
         # timm draws first weights from torch's global generator, the only way to seed them.
         torch.default_generator.manual_seed(recipe.finetune.seed)
         classifier = recipe.create()
+    own, size = getattr(classifier, "size", None), recipe.classifier.size
+    if size is not None and isinstance(own, int) and own != size:
+        raise UsageError(
+            f"classifier.size: {recipe.classifier.name} is made for {own} pixels, got {size}. "
+            "Give classifier.kwargs.size."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return classifier.to(device), space_of(classifier, recipe.classifier.size).to(device)
 
