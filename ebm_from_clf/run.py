@@ -14,16 +14,13 @@ __all__ = [
     "silent",
 ]
 
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -35,17 +32,14 @@ from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import accuracy
 from .finetune import Finetuner
-from .folders import claim, new_folder, write_json, write_text
+from .folders import claim, write_json
 from .freeze import chosen
-from .labels import by_name, check_labels, fingerprint
+from .labels import by_name, check_labels
 from .machine import machine
 from .recipe import Recipe
+from .resume import AGAIN, fingerprints, forget, left_state, note_diverged, prepare
 from .space import PixelSpace
-from .state import read_state
 from .trail import CHAINS, STATE
-
-DIVERGED = "diverged.json"
-AGAIN = "Resumed, it would end there again: change the recipe, and begin in another --output."
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -104,9 +98,9 @@ def finetune_recipe(
     n_classes = check_labels(train, getattr(classifier, "num_classes", None))
     folder = Path(output)
     with claim(folder):
-        fresh = _prepare(recipe, folder, resume)
+        fresh = prepare(recipe, folder, resume)
         try:
-            state = _state(folder, train, test)
+            state = left_state(folder, train, test)
             if state is None:
                 _check(recipe, folder, classifier, space, n_classes)
             tuner = _begin(recipe, folder, classifier, space, train, test, state, progress)
@@ -121,7 +115,7 @@ def finetune_recipe(
         save(tuner.energy, folder / "model")
         metrics = _metrics(recipe, tuner, after)
         write_json(folder / "metrics.json", metrics)
-        _forget(folder)
+        forget(folder)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
 
 
@@ -138,8 +132,7 @@ def _tune(tuner: Finetuner, folder: Path, advance: Callable[[int], None]) -> Non
     try:
         tuner.run(folder, callback=show)
     except Diverged as error:
-        write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
-        _forget(folder)
+        note_diverged(folder, tuner.update, error)
         raise Diverged(f"{error} {AGAIN}") from error
 
 
@@ -180,7 +173,7 @@ def _begin(
         return tuner
     seconds = round(time.perf_counter() - begin, 1)
     tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds}
-    tuner.notes["data"] = _fingerprints(train, test)
+    tuner.notes["data"] = fingerprints(train, test)
     return tuner
 
 
@@ -195,64 +188,6 @@ def _check(
     if chains.mapped:
         with chains.room(n_classes, space.shape, folder / CHAINS):
             pass
-
-
-def _state(folder: Path, train: Dataset, test: Dataset) -> dict[str, Any] | None:
-    """Reads the state that a run left, if it left one."""
-    if not (folder / STATE).exists():
-        return None
-    state = read_state(folder / STATE)
-    if state["notes"]["data"] != _fingerprints(train, test):
-        raise UsageError(
-            f"{folder}: the data are not those that the run was begun with. Bring them back, or "
-            "choose another --output."
-        )
-    return state
-
-
-def _fingerprints(train: Dataset, test: Dataset) -> list[int]:
-    return [fingerprint(train), fingerprint(test)]
-
-
-def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
-    """Writes the recipe into a new folder, or finds a run to resume; tells whether it is new."""
-    text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
-    kept = folder / "recipe.yaml"
-    if not (resume and kept.exists()):
-        write_text(new_folder(folder) / "recipe.yaml", text)
-        return True
-    if (folder / DIVERGED).exists():
-        fault = _fault(folder / DIVERGED)
-        _forget(folder)
-        raise UsageError(f"{folder}: {fault} {AGAIN}")
-    if kept.read_text(encoding="utf-8") != text:
-        raise UsageError(
-            f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
-            "another --output."
-        )
-    if (folder / "metrics.json").exists():
-        _forget(folder)
-        raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
-    # What a run left that was killed while it wrote: a model without metrics, halves of files.
-    for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
-        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    return False
-
-
-def _fault(file: Path) -> str:
-    """Reads why a run diverged."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))["fault"]
-    except (LookupError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{file}: damaged; it should say why the run diverged. Begin in another --output."
-        ) from error
-
-
-def _forget(folder: Path) -> None:
-    """Removes what only a run that goes on needs."""
-    for name in (STATE, CHAINS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
@@ -305,9 +240,3 @@ def pretrain(
         generative_weight=recipe.classifier.generative,
         progress=progress("train the classifier", epochs * (len(train) // batch)),  # type: ignore[arg-type]
     )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - tuples become lists, all else stays
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -43,6 +43,7 @@ FLOORS = [
     ["descent", "edit", "gallery"],
     ["finetune", "named"],
     ["recipe", "report"],
+    ["resume"],
     ["run"],
     ["quickstart"],
     ["arguments"],
