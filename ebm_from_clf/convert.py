@@ -19,9 +19,10 @@ from torch import nn
 
 from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
-from .energy import ClassifierEnergy, Gauge
+from .energy import ClassifierEnergy
 from .errors import UsageError
 from .frame import FrameConvNet
+from .gauge import Gauge
 from .generative import GenerativeConvNet
 from .reference import Reference, WhiteNoise
 from .smooth import Smoothing
