@@ -28,8 +28,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .adversarial import Adversarial
-from .energy import Gauge
 from .errors import UsageError
+from .gauge import Gauge
 from .recipe import Recipe, find_recipe
 from .strict_yaml import check_yaml
 

@@ -113,7 +113,7 @@ class ChainSettings:
                 "ChainSettings: `per_class` must be 1 or more, `burn_in` 0 or more, got "
                 f"{self.per_class} and {self.burn_in}."
             )
-        rates(self.restart_rate, self.per_class)
+        rates(self.restart_rate, 1)
 
     def build(
         self, reference: Reference, start: Start, n_classes: int, file: Path | None
@@ -152,7 +152,9 @@ class ChainSettings:
         return mappable(file, self._bytes(n_classes, shape))
 
     def check_memory(self, n_classes: int, shape: torch.Size, device: torch.device) -> None:
-        """Checks that there is memory for chains that are not mapped, and the copies of them.
+        """Checks that half of the free memory holds chains that are not mapped, and their copies.
+
+        The other half is for the network and its work.
 
         Arguments:
             n_classes: The number of classes.
@@ -162,15 +164,15 @@ class ChainSettings:
         Raises:
             UsageError: If there is not.
         """
-        needed, room = COPIES * self._bytes(n_classes, shape), free_memory(device)
+        needed, room = COPIES * self._bytes(n_classes, shape), free_memory(device) / 2
         if self.mapped or needed <= room:
             return
         fit = int(self.per_class * room / needed)
         raise UsageError(
             f"chains: {n_classes} x {self.per_class} of them, with the copies that a run goes "
-            f"back to, take {needed / 1e9:.1f} GB of memory, there is {room / 1e9:.1f}. Keep at "
-            f"most {fit} of a class (finetune.chains.per_class), or all of them in a file "
-            "(finetune.chains.mapped: true)."
+            f"back to, take {needed / 1e9:.1f} GB of memory, half of what is free is "
+            f"{room / 1e9:.1f}. Keep at most {fit} of a class (finetune.chains.per_class), or all "
+            "of them in a file (finetune.chains.mapped: true)."
         )
 
     def _bytes(self, n_classes: int, shape: torch.Size) -> int:

@@ -118,7 +118,7 @@ def load(place: str | Path) -> ClassifierEnergy:
         tensors = load_file(place / "ebm.safetensors")
         if config["format"] > FORMAT:
             raise UsageError(f"{place}: written by a newer version; upgrade ebm-from-clf.")
-        classifier = _network(place, whole["architecture"], config.get("network"))
+        classifier = _network(place, whole, config.get("network"))
         return _restore(config, tensors, classifier)
     except UsageError:
         raise
@@ -129,11 +129,12 @@ def load(place: str | Path) -> ClassifierEnergy:
         ) from error
 
 
-def _network(place: Path, name: str, arguments: dict[str, Any] | None) -> nn.Module:
+def _network(place: Path, config: dict[str, Any], arguments: dict[str, Any] | None) -> nn.Module:
     """Creates the network of a folder: one of timm, or one of a single category."""
     if arguments is None:
         return create_classifier(f"local-dir:{place}")
-    network = create_classifier(name, pretrained=False, **arguments)
+    network = create_classifier(config["architecture"], pretrained=False, **arguments)
+    network.pretrained_cfg["label_names"] = config.get("label_names")  # type: ignore[assignment, index, operator]
     network.load_state_dict(load_file(place / "model.safetensors"))
     return network
 

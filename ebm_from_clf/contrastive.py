@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
-from .frame import FrameConvNet
 from .langevin import Langevin
 from .marginal import Marginal, joint
 from .noise import normal
@@ -67,6 +66,9 @@ class Contrastive(nn.Module):
     """Creates the drop-in: a loss that makes a classifier generate, for any training loop.
 
     It sets the energy's `start` and `sampler`, so that `sample` draws as the chains were trained.
+    A classifier whose observed images are cut out of larger ones may have a method `on_torus`,
+    which returns it for images without a border, as :class:`FrameConvNet` has: those are the
+    chains.
 
     Arguments:
         energy: The energy; its classifier is the one being trained.
@@ -156,17 +158,16 @@ class Contrastive(nn.Module):
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""
         energy = self._swift_energy()
+        on_torus = getattr(energy.classifier, "on_torus", None)
+        if on_torus is not None:
+            energy.classifier = on_torus()
         return Marginal(energy) if self.objective.scores == "joint" else energy
 
     def _swift_energy(self) -> ClassifierEnergy:
         """Returns the energy of single classes at the least cost of a pass."""
         if self._swift is None or not self._swift.serves(self.energy):
             self._swift = Swift(self.energy)
-        found = self._swift.energy()
-        if isinstance(found.classifier, FrameConvNet):
-            # Its observed images are cut out of larger ones; chains have no border either.
-            found.classifier = found.classifier.on_torus()
-        return found
+        return self._swift.energy()
 
     def worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Moves clean images to where their cross-entropy is largest, if the objective says so.

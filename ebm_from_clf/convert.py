@@ -19,9 +19,10 @@ from torch import nn
 
 from .demo import DEMO_CLASSIFIERS, demo_tensors
 from .doctor import examine
-from .energy import ClassifierEnergy, Gauge
+from .energy import ClassifierEnergy
 from .errors import UsageError
 from .frame import FrameConvNet
+from .gauge import Gauge
 from .generative import GenerativeConvNet
 from .reference import Reference, WhiteNoise
 from .smooth import Smoothing
@@ -58,7 +59,7 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
         name: Any name of timm: `resnet50.a1_in1k`, `hf-hub:...`, `local-dir:...`; or
             `demo:efficientnet_lite0` or `lite1`, whose weights come with the `demo` extra; or
             `generative_convnet`, see :class:`GenerativeConvNet`, or `frame_convnet`, see
-            :class:`FrameConvNet`, whose `bottom` is such a name again.
+            :class:`FrameConvNet`, whose `bottom` is such a name again, with `bottom_kwargs`.
         pretrained: Whether its weights are loaded.
         kwargs: Handed to `timm.create_model`, for example `num_classes`, `in_chans`, `img_size`.
 
@@ -73,7 +74,8 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
         if name == "generative_convnet":
             return GenerativeConvNet(**kwargs).eval()
         if name == "frame_convnet":
-            bottom = create_classifier(kwargs.pop("bottom", BOTTOM), pretrained=pretrained)
+            below, options = kwargs.pop("bottom", BOTTOM), kwargs.pop("bottom_kwargs", {})
+            bottom = create_classifier(below, pretrained=pretrained, **options)
             return FrameConvNet(bottom, **kwargs).eval()
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except UsageError:

@@ -194,8 +194,9 @@ def _offline(
     if split not in ("train", "test"):
         raise UsageError(f"data {name!r}: a split is train or test, got {split!r}.")
     if name == "texture":
-        cut = crops(exemplar(root or TEXTURES[0], split, channels), size)
-        return Images(cut, torch.zeros(len(cut)).long(), [Path(root or TEXTURES[0]).stem])
+        source = TEXTURES[0] if root is None else root
+        cut = crops(exemplar(source, split, channels), size)
+        return Images(cut, torch.zeros(len(cut)).long(), [Path(source).stem])
     if name == "patches":
         pieces, labels = patches(split)
         images = torch.stack([to_pixels(image, size, channels) for image in pieces])

@@ -27,6 +27,7 @@ from .noise import Randomness
 from .reference import Reference
 from .space import check_pixels
 from .start import ReferenceStart, Start
+from .stationary import StationaryGaussian
 from .support import Kept
 
 LEAST = 1e-12  # so that A of strength 0 has an inverse
@@ -105,5 +106,8 @@ def _near(reference: Reference, image: Tensor, strength: float) -> Reference:
     """Returns q given that a photograph was seen through noise."""
     arguments = reference.arguments
     arguments["mean"] = (1 - strength) * image + strength * reference.mean
-    arguments["scale"] = math.sqrt(strength) * reference.scale
+    if isinstance(reference, StationaryGaussian):  # whose scale is in its colours
+        arguments["color"] = strength * reference.color
+    else:
+        arguments["scale"] = math.sqrt(strength) * reference.scale
     return type(reference)(**{name: value.cpu() for name, value in arguments.items()}).to(image)

@@ -14,19 +14,18 @@ __all__ = ["ClassifierEnergy"]
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .gauge import Gauge, check_classes, gauged, pick
 from .modes import evaluation_mode, frozen
 from .noise import Randomness
 from .reference import Reference
 from .smooth import Coarse, Smoothing, View
 from .space import PixelSpace
 from .support import Kept, Support, confine
-
-Gauge = Literal["raw", "log_softmax", "centered"]
 
 
 class ClassifierEnergy(nn.Module):
@@ -129,7 +128,7 @@ class ClassifierEnergy(nn.Module):
 
         A smoothed score is averaged over some changes, the same ones at every call.
         """
-        return _pick(self.all_tilts(u), y)
+        return pick(self.all_tilts(u), y)
 
     def realise(self, u: Tensor, generator: Randomness) -> Callable[[Tensor, Tensor], Tensor]:
         """Returns an energy U(u, y) whose smoothed score is estimated by changes drawn now.
@@ -144,7 +143,7 @@ class ClassifierEnergy(nn.Module):
         views = self.views(u, generator)
         if views is None:
             return self
-        return lambda u, y: u.flatten(1).square().sum(1) / 2 - _pick(self.all_tilts(u, views), y)
+        return lambda u, y: u.flatten(1).square().sum(1) / 2 - pick(self.all_tilts(u, views), y)
 
     def views(self, u: Tensor, generator: Randomness) -> list[View] | None:
         """Draws the changes of one step of a chain, `None` without smoothing.
@@ -196,12 +195,7 @@ class ClassifierEnergy(nn.Module):
 
     def tilts(self, logits: Tensor) -> Tensor:
         """Returns the tilts F of all classes from logits: gain and gauge, with shape (B, K)."""
-        scores = self.gain * logits
-        if self.gauge == "log_softmax":
-            return scores.log_softmax(1)
-        if self.gauge == "centered":
-            return scores - scores.mean(1, keepdim=True)
-        return scores
+        return gauged(self.gain * logits, self.gauge)
 
     def equivalent(self, temperature: float) -> dict[str, float | None]:
         r"""Returns the T = 1 model that a chain at another temperature samples.
@@ -292,23 +286,4 @@ class ClassifierEnergy(nn.Module):
         Raises:
             ValueError: If `y` is not one existing class index per image.
         """
-        if y.is_floating_point() and y.shape == (n, self.n_classes):
-            return
-        if y.shape != (n,) or y.is_floating_point() or y.dtype == torch.bool:
-            raise ValueError(
-                f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), or "
-                f"a weight of every class, got {y.dtype} of shape {tuple(y.shape)}. For every "
-                "class at once, call `logits`."
-            )
-        if self.n_classes and n and not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
-            raise ValueError(
-                f"ClassifierEnergy: classes are 0 to {self.n_classes - 1}, got "
-                f"{int(y.min())} to {int(y.max())}."
-            )
-
-
-def _pick(tilts: Tensor, y: Tensor) -> Tensor:
-    """Returns the tilt of each image's class, or their weighted sum, with shape (B)."""
-    if y.is_floating_point():
-        return (tilts * y).sum(1)
-    return tilts.gather(1, y[:, None])[:, 0]
+        check_classes(y, n, self.n_classes)

@@ -17,7 +17,7 @@ continued by itself, and every place counts. The n is how many there are in an i
 that it learns from, as in :mod:`ebm_from_clf.generative`.
 """
 
-__all__ = ["FrameConvNet"]
+__all__ = ["FrameConvNet", "one_class_config"]
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -49,7 +49,8 @@ class FrameConvNet(nn.Module):
         torus: Whether images are taken to be on a torus; it may be set later.
 
     Raises:
-        ValueError: If the classifier does not have these layers, or the border leaves no place.
+        ValueError: If the classifier does not have these layers or they take no other size, a
+            number is out of range, or the border leaves no place.
     """
 
     num_classes = 1
@@ -74,48 +75,58 @@ class FrameConvNet(nn.Module):
                 f"FrameConvNet: `taps` are some of -1 to {len(info) - 1}, each once, "
                 f"got {list(taps)}."
             )
-        self._arguments: dict[str, Any] = {
-            "bottom": config["architecture"],
-            "taps": list(taps),
-            "filters": filters,
-            "kernel": kernel,
-            "border": border,
-            "in_chans": in_chans,
-            "size": size,
-        }
-        self.torus, self.border, self.kernel = torus, border, kernel
-        self.taps, self.in_chans = list(taps), in_chans
+        self.taps, self.in_chans, self.size = list(taps), in_chans, size
+        self.border, self.kernel, self.torus = border, kernel, torus
         self.strides = [1 if tap < 0 else info[tap]["reduction"] for tap in taps]
+        if in_chans not in (1, 3) or filters < 1:
+            raise ValueError(
+                "FrameConvNet: `in_chans` is 1 or 3 and `filters` 1 or more, got "
+                f"{in_chans} and {filters}."
+            )
         _check(self.distance, size, border, kernel)
         layers = [tap for tap in taps if tap >= 0]
         bottom.prune_intermediate_layers(layers or [0], prune_head=True)
         self.bottom = bottom.eval().requires_grad_(False)
-        below = [in_chans if tap < 0 else info[tap]["num_chs"] for tap in taps]
-        self.filters = nn.ModuleList()
-        for i, (n, tap) in enumerate(zip(below, taps, strict=True)):
-            layer = nn.Conv2d(n, filters, kernel if tap < 0 else 1)
-            nn.init.normal_(layer.weight, 0, 1 / TURN)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-            self.filters.append(layer)
-            seen = layer.weight[0].numel()
-            self.register_buffer(f"mean{i}", torch.zeros(seen))
-            self.register_buffer(f"whiten{i}", torch.eye(seen))
+        self._check_places()
+        self.filters, self.num_features = nn.ModuleList(), filters
+        for tap in taps:
+            channels = in_chans if tap < 0 else info[tap]["num_chs"]
+            self._add(nn.Conv2d(channels, filters, kernel if tap < 0 else 1))
         # The first model is close to the reference itself.
         self.weights = nn.Parameter(torch.randn(len(taps), filters).sign() * 0.03)
-        self.num_features = filters
-        # What timm's models carry, so that the same functions read and write it.
-        self.pretrained_cfg = {
-            "architecture": "frame_convnet",
-            "input_size": (in_chans, size, size),
-            "mean": config["mean"],
-            "std": config["std"],
-            "num_classes": 1,
-        }
+        self.pretrained_cfg = one_class_config(
+            "frame_convnet", in_chans, size, config["mean"], config["std"]
+        )
+
+    def _add(self, layer: nn.Conv2d) -> None:
+        """Adds the filters on a layer, with what whitens that."""
+        nn.init.normal_(layer.weight, 0, 1 / TURN)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        i, seen = len(self.filters), layer.weight[0].numel()
+        self.filters.append(layer)
+        self.register_buffer(f"mean{i}", torch.zeros(seen))
+        self.register_buffer(f"whiten{i}", torch.eye(seen))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What creates such a network again, by the names of its arguments."""
-        return self._arguments | {"torus": self.torus}
+        return {
+            "bottom": self.bottom.pretrained_cfg["architecture"],
+            # With what timm was asked to create it.
+            "bottom_kwargs": dict(getattr(self.bottom, "_model_args", {})),
+            "taps": list(self.taps),
+            "filters": self.num_features,
+            "kernel": self.kernel,
+            "border": self.border,
+            "in_chans": self.in_chans,
+            "size": self.size,
+            "torus": self.torus,
+        }
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Height and width of the images that it learns from; its bottom may state others."""
+        return self.size, self.size
 
     @property
     def distance(self) -> int:
@@ -123,10 +134,32 @@ class FrameConvNet(nn.Module):
         return max(self.strides)
 
     def on_torus(self) -> "FrameConvNet":
-        """Returns the same network for images on a torus; its parts are shared."""
+        """Returns the same network for images on a torus, as chains are; its parts are shared."""
         found = sharing(self)
         found.torus = True
         return found
+
+    @torch.no_grad()
+    def _check_places(self) -> None:
+        """Checks that layers of the bottom respond at places of a given distance, at any size."""
+        blank = next(self.bottom.parameters()).new_zeros(1, self.in_chans, *self.img_size)
+        for torus in (False, True):
+            network, side = sharing(self), self.size - (0 if torus else 2 * self.border)
+            network.torus = torus
+            try:
+                maps = network.responses(blank)
+            except AssertionError as error:  # of timm, for a network of one size
+                raise ValueError(
+                    f"FrameConvNet: its bottom takes images of one size alone ({error}). Take one "
+                    "made of convolutions, such as resnet18."
+                ) from error
+            for h, tap, stride in zip(maps, self.taps, self.strides, strict=True):
+                if tap >= 0 and h.shape[2:] != (side // stride,) * 2:
+                    raise ValueError(
+                        f"FrameConvNet: layer {tap} of its bottom does not respond every {stride} "
+                        "pixels up to the border. Take other `taps`, or a bottom that pads, such "
+                        "as resnet18."
+                    )
 
     @torch.no_grad()
     def fit(self, images: Iterable[Tensor]) -> None:
@@ -196,11 +229,36 @@ class FrameConvNet(nn.Module):
         Arguments:
             x: Images as the network takes them, with shape (B, C, H, W).
         """
-        side, score = self._arguments["size"] - 2 * self.border, x.new_zeros(len(x))
+        side, score = self.size - 2 * self.border, x.new_zeros(len(x))
         for h, weight, stride in zip(self.filter_maps(x), self.weights, self.strides, strict=True):
             n = len(weight) * (side // stride) ** 2
             score = score + (h.sum((2, 3)) * weight).sum(1) / (stride * n)
         return score[:, None]
+
+
+def one_class_config(
+    architecture: str,
+    in_chans: int,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> dict[str, Any]:
+    """Returns what timm's models carry, so that the same functions read and write a network.
+
+    Arguments:
+        architecture: The name of the network.
+        in_chans: Channels of an image.
+        size: Height and width of an image, in pixels.
+        mean: The mean that its input is freed of, in pixels.
+        std: The standard deviation that its input is divided by, in pixels.
+    """
+    return {
+        "architecture": architecture,
+        "input_size": (in_chans, size, size),
+        "mean": mean,
+        "std": std,
+        "num_classes": 1,
+    }
 
 
 def _layers(bottom: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa: ANN401
@@ -216,13 +274,13 @@ def _layers(bottom: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa
 
 def _check(distance: int, size: int, border: int, kernel: int) -> None:
     """Checks that places of filters fit an image and its border."""
-    if size % distance or border % distance or not 2 * border < size:
+    if size % distance or border % distance or not 0 <= 2 * border < size:
         raise ValueError(
             f"FrameConvNet: `size` and `border` must be multiples of {distance} pixels, the "
             f"distance of the places of its last layer, and the border less than half of the "
             f"size, got {size} and {border}."
         )
-    if kernel % 2 == 0 or kernel // 2 > border:
+    if kernel % 2 == 0 or not 0 < kernel < 2 * border + 2:
         raise ValueError(
             f"FrameConvNet: `kernel` must be odd and at most {2 * border + 1}, got {kernel}."
         )

@@ -18,12 +18,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
-from .frame import FrameConvNet
+from .frame import FrameConvNet, one_class_config
 from .modes import sharing
 from .reference import WhiteNoise
 from .space import PixelSpace
 from .start import ReferenceStart
 from .stationary import StationaryGaussian
+
+LARGEST = 2**14
 
 
 class GenerativeConvNet(nn.Module):
@@ -39,8 +41,9 @@ class GenerativeConvNet(nn.Module):
             paper learns one layer after the other.
 
     Raises:
-        ValueError: If there is no layer, the lists differ in length, there are fewer layers than
-            are in use, or images of that size are smaller than what a filter of them sees.
+        ValueError: If there is no layer, the lists differ in length, a number is not positive,
+            there are fewer layers than are in use, or images of that size are smaller than what a
+            filter of them sees.
     """
 
     num_classes = 1
@@ -61,41 +64,34 @@ class GenerativeConvNet(nn.Module):
                 f"layer, got {len(channels)}, {len(kernels)} and {len(strides)} of them."
             )
         depth = len(channels) if depth is None else depth
+        if min(in_chans, *channels, *kernels, *strides) < 1:
+            raise ValueError(
+                "GenerativeConvNet: `in_chans`, `channels`, `kernels` and `strides` are 1 or more."
+            )
         if not 1 <= depth <= len(channels):
             raise ValueError(
                 f"GenerativeConvNet: `depth` is 1 to {len(channels)} layers, got {depth}."
             )
-        self._arguments: dict[str, Any] = {
-            "in_chans": in_chans,
-            "channels": list(channels),
-            "kernels": list(kernels),
-            "strides": list(strides),
-            "size": size,
-        }
+        self.in_chans, self.size, self.depth = in_chans, size, depth
+        self.channels, self.kernels, self.strides = list(channels), list(kernels), list(strides)
         below = [in_chans, *channels]
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(below[i], channels[i], kernels[i], strides[i]), nn.ReLU())
             for i in range(len(channels))
         )
-        self.depth, self.num_features = depth, channels[-1]
+        self.num_features, half = channels[-1], (0.5,) * in_chans
         if size < self.field:
             raise ValueError(
                 f"GenerativeConvNet: a filter of the last layer sees {self.field} pixels, images "
                 f"have {size}. Take larger images, or smaller `kernels` or `strides`."
             )
-        # What timm's models carry, so that the same functions read and write it.
-        self.pretrained_cfg = {
-            "architecture": "generative_convnet",
-            "input_size": (in_chans, size, size),
-            "mean": (0.5,) * in_chans,
-            "std": (0.5,) * in_chans,
-            "num_classes": 1,
-        }
+        self.pretrained_cfg = one_class_config("generative_convnet", in_chans, size, half, half)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What creates such a network again, by the names of its arguments."""
-        return self._arguments | {"depth": self.depth}
+        names = ("in_chans", "channels", "kernels", "strides", "size", "depth")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def field(self) -> int:
@@ -109,15 +105,14 @@ class GenerativeConvNet(nn.Module):
     @property
     def responses(self) -> int:
         """The n of the score: responses of the last layer in use to an image of its own size."""
-        side = self._arguments["size"]
+        side = self.size
         for kernel, stride in self._in_use():
             side = (side - kernel) // stride + 1
-        return self._arguments["channels"][self.depth - 1] * side**2
+        return self.channels[self.depth - 1] * side**2
 
     def _in_use(self) -> list[tuple[int, int]]:
         """Returns kernel and stride of each layer in use."""
-        pairs = zip(self._arguments["kernels"], self._arguments["strides"], strict=True)
-        return list(pairs)[: self.depth]
+        return list(zip(self.kernels, self.strides, strict=True))[: self.depth]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the score of images, with shape (B, 1).
@@ -142,9 +137,11 @@ def enlarged(energy: ClassifierEnergy, size: tuple[int, int]) -> ClassifierEnerg
         size: The height and width of images, in pixels.
 
     Raises:
-        ValueError: If it is another energy, images are smaller than what a filter sees, or places
-            of filters do not fit a torus of that size.
+        ValueError: If it is another energy, images are smaller than what a filter sees, places of
+            filters do not fit a torus of that size, or a side is above 16384 pixels.
     """
+    if max(size) > LARGEST:
+        raise ValueError(f"enlarged: sides are at most {LARGEST} pixels, got {size}.")
     found = sharing(energy)
     found.classifier = _on(energy.classifier, size)
     reference, device = energy.reference, energy.reference.mean.device

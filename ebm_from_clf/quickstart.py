@@ -29,6 +29,16 @@ from .run import Progress, finetune_recipe, silent
 from .sample import Samples, join, n_steps
 from .space import PixelSpace
 
+# Of timm's resnet18.
+JUDGE: dict[str, Any] = {
+    "layers": (1, 1, 1, 0),
+    "channels": (48, 80, 112, 112),
+    "stem_type": "deep",
+    "stem_width": 12,
+    "replace_stem_pool": True,
+    "act_layer": "gelu",
+}
+
 
 def quickstart(
     recipe: Recipe,
@@ -91,7 +101,16 @@ def quickstart(
 
 
 def train_judge(
-    space: PixelSpace, train: Dataset, n_classes: int, epochs: int, progress: Progress = silent
+    space: PixelSpace,
+    train: Dataset,
+    n_classes: int,
+    epochs: int,
+    progress: Progress = silent,
+    *,
+    seed: int = 20,
+    learning_rate: float = 3e-3,
+    batch_size: int = 128,
+    **network: Any,  # noqa: ANN401
 ) -> nn.Module:
     """Trains an independent classifier: other activation, width, seed and augmentation.
 
@@ -101,21 +120,17 @@ def train_judge(
         n_classes: The number of classes.
         epochs: The passes over the data.
         progress: Given a title and a total, returns what advances a progress bar.
+        seed: The seed of its first weights, of the order of the data and the augmentation.
+        learning_rate: The highest learning rate.
+        batch_size: The batch size, at most.
+        network: What another judge has other than this one; see timm's `resnet18`.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(20)
+        torch.default_generator.manual_seed(seed)
         judge = timm.create_model(
-            "resnet18",
-            in_chans=space.shape[0],
-            num_classes=n_classes,
-            layers=(1, 1, 1, 0),
-            channels=(48, 80, 112, 112),
-            stem_type="deep",
-            stem_width=12,
-            replace_stem_pool=True,
-            act_layer="gelu",
+            "resnet18", in_chans=space.shape[0], num_classes=n_classes, **JUDGE | network
         ).to(space.mean.device)
-    batch = min(128, len(train))  # type: ignore[arg-type]
+    batch = min(batch_size, len(train))  # type: ignore[arg-type]
     total = epochs * (len(train) // batch)  # type: ignore[arg-type]
     return train_classifier(
         judge,
@@ -123,9 +138,9 @@ def train_judge(
         train,
         epochs=epochs,
         augment=warp,
-        learning_rate=3e-3,
+        learning_rate=learning_rate,
         batch_size=batch,
-        seed=20,
+        seed=seed,
         progress=progress("train the judge", total),
     )
 

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset, Subset
 from .batches import loader
 from .convert import convert, create_classifier
 from .data import AT_ONCE, load_data
-from .energy import ClassifierEnergy, Gauge
+from .energy import ClassifierEnergy
 from .errors import UsageError
 from .fitted import FittedGaussian
 from .frame import FrameConvNet
+from .gauge import Gauge
 from .reference import Reference, WhiteNoise
 from .settings import Settings
 from .space import PixelSpace

@@ -14,16 +14,13 @@ __all__ = [
     "silent",
 ]
 
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -35,17 +32,14 @@ from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import accuracy
 from .finetune import Finetuner
-from .folders import claim, new_folder, write_json, write_text
+from .folders import claim, write_json
 from .freeze import chosen
-from .labels import by_name, check_labels, fingerprint
+from .labels import by_name, check_labels
 from .machine import machine
 from .recipe import Recipe
+from .resume import AGAIN, fingerprints, forget, left_state, note_diverged, prepare
 from .space import PixelSpace
-from .state import read_state
 from .trail import CHAINS, STATE
-
-DIVERGED = "diverged.json"
-AGAIN = "Resumed, it would end there again: change the recipe, and begin in another --output."
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -101,12 +95,15 @@ def finetune_recipe(
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))
-    check_labels(train, getattr(classifier, "num_classes", None))
+    n_classes = check_labels(train, getattr(classifier, "num_classes", None))
     folder = Path(output)
     with claim(folder):
-        fresh = _prepare(recipe, folder, resume)
+        fresh = prepare(recipe, folder, resume)
         try:
-            tuner = _begin(recipe, folder, classifier, space, train, test, progress)
+            state = left_state(folder, train, test)
+            if state is None:
+                _check(recipe, folder, classifier, space, n_classes)
+            tuner = _begin(recipe, folder, classifier, space, train, test, state, progress)
         except ValueError:
             # The input was found wrong before there was a result: nothing is left behind.
             if fresh and not (folder / STATE).exists():
@@ -118,8 +115,7 @@ def finetune_recipe(
         save(tuner.energy, folder / "model")
         metrics = _metrics(recipe, tuner, after)
         write_json(folder / "metrics.json", metrics)
-        (folder / STATE).unlink(missing_ok=True)
-        (folder / CHAINS).unlink(missing_ok=True)
+        forget(folder)
     return Finished(tuner.energy, train, test, metrics, tuner.journal.lines)
 
 
@@ -136,7 +132,7 @@ def _tune(tuner: Finetuner, folder: Path, advance: Callable[[int], None]) -> Non
     try:
         tuner.run(folder, callback=show)
     except Diverged as error:
-        write_json(folder / DIVERGED, {"update": tuner.update, "fault": str(error)})
+        note_diverged(folder, tuner.update, error)
         raise Diverged(f"{error} {AGAIN}") from error
 
 
@@ -162,27 +158,12 @@ def _begin(
     space: PixelSpace,
     train: Dataset,
     test: Dataset,
+    state: dict[str, Any] | None,
     progress: Progress,
 ) -> Finetuner:
     """Creates the loop of a run at its first update, or at the state that it left."""
     begin = time.perf_counter()
-    data = [fingerprint(train), fingerprint(test)]
-    state = read_state(folder / STATE) if (folder / STATE).exists() else None
-    if state is not None and state["notes"]["data"] != data:
-        raise UsageError(
-            f"{folder}: the data are not those that the run was begun with. Bring them back, or "
-            "choose another --output."
-        )
     if state is None:
-        # Asked again in fine-tuning, but nobody should wait for a training in vain.
-        if recipe.finetune.warm_start.updates:
-            check_twice(classifier, space)
-        chains = recipe.finetune.chains
-        n_classes = check_labels(train, getattr(classifier, "num_classes", None))
-        chains.check_memory(n_classes, space.shape, space.std.device)
-        if chains.mapped:
-            with chains.room(n_classes, space.shape, folder / CHAINS):
-                pass
         pretrain(recipe, classifier, space, train, progress)
     energy = recipe.convert(classifier, space, train)
     before = None if state is not None else accuracy(energy, test)
@@ -191,33 +172,22 @@ def _begin(
         tuner.load_state_dict(state)
         return tuner
     seconds = round(time.perf_counter() - begin, 1)
-    tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds, "data": data}
+    tuner.notes = {"accuracy_before": before, "seconds_before_tuning": seconds}
+    tuner.notes["data"] = fingerprints(train, test)
     return tuner
 
 
-def _prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
-    """Writes the recipe into a new folder, or finds a run to resume; tells whether it is new."""
-    text = yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
-    kept = folder / "recipe.yaml"
-    if not (resume and kept.exists()):
-        write_text(new_folder(folder) / "recipe.yaml", text)
-        return True
-    if (folder / DIVERGED).exists():
-        fault = json.loads((folder / DIVERGED).read_text(encoding="utf-8"))["fault"]
-        raise UsageError(f"{folder}: {fault} {AGAIN}")
-    if kept.read_text(encoding="utf-8") != text:
-        raise UsageError(
-            f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
-            "another --output."
-        )
-    if (folder / "metrics.json").exists():
-        for name in (STATE, CHAINS):
-            (folder / name).unlink(missing_ok=True)
-        raise UsageError(f"{folder}: this run is finished; there is nothing to resume.")
-    # What a run left that was killed while it wrote: a model without metrics, halves of files.
-    for rest in (*folder.glob("model"), *folder.glob(".*.tmp")):
-        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    return False
+def _check(
+    recipe: Recipe, folder: Path, classifier: nn.Module, space: PixelSpace, n_classes: int
+) -> None:
+    """Checks what fine-tuning asks too, so that nobody waits for a training in vain."""
+    if recipe.finetune.warm_start.updates:
+        check_twice(classifier, space)
+    chains = recipe.finetune.chains
+    chains.check_memory(n_classes, space.shape, space.std.device)
+    if chains.mapped:
+        with chains.room(n_classes, space.shape, folder / CHAINS):
+            pass
 
 
 def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
@@ -225,11 +195,20 @@ def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
 
     Arguments:
         recipe: The recipe; its seed gives the first weights of a network that is not pretrained.
+
+    Raises:
+        UsageError: If timm does not know it, or it is of another size than asked for.
     """
     with torch.random.fork_rng(devices=[]):
         # timm draws first weights from torch's global generator, the only way to seed them.
         torch.default_generator.manual_seed(recipe.finetune.seed)
         classifier = recipe.create()
+    own, size = getattr(classifier, "size", None), recipe.classifier.size
+    if size is not None and isinstance(own, int) and own != size:
+        raise UsageError(
+            f"classifier.size: {recipe.classifier.name} is made for {own} pixels, got {size}. "
+            "Give classifier.kwargs.size."
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return classifier.to(device), space_of(classifier, recipe.classifier.size).to(device)
 
@@ -261,9 +240,3 @@ def pretrain(
         generative_weight=recipe.classifier.generative,
         progress=progress("train the classifier", epochs * (len(train) // batch)),  # type: ignore[arg-type]
     )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - tuples become lists, all else stays
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

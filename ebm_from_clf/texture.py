@@ -58,7 +58,7 @@ def crops(picture: Tensor, size: tuple[int, int]) -> Tensor:
         size: The height and width of a crop.
 
     Raises:
-        UsageError: If the picture is smaller.
+        UsageError: If the picture is smaller, or of one colour.
     """
     sides = [side - wanted for side, wanted in zip(picture.shape[1:], size, strict=True)]
     if min(sides) < 0:
@@ -66,6 +66,8 @@ def crops(picture: Tensor, size: tuple[int, int]) -> Tensor:
             f"texture: a picture of {picture.shape[1]}x{picture.shape[2]} pixels has no crop of "
             f"{size[0]}x{size[1]}. Give a larger picture, or a smaller `size` of the classifier."
         )
+    if (picture == picture[:, :1, :1]).all():
+        raise UsageError("texture: the picture is of one colour, there is nothing to learn.")
     rows, columns = (np.unique(np.linspace(0, free, A_SIDE).round().astype(int)) for free in sides)
     return torch.stack(
         [picture[:, i : i + size[0], j : j + size[1]] for i in rows for j in columns]

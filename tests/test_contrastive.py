@@ -476,3 +476,30 @@ def test_moments_helper_catches_a_shift():
     stats.assert_moments(u, torch.zeros(3), torch.ones(3))
     for mutant in (u + 0.08, 1.05 * u):
         assert stats.worst_moment(mutant, torch.zeros(3), torch.ones(3)) > 5
+
+
+class Cropped(nn.Module):
+    """What it learns from is cut out of larger images: on a torus it sees two pixels more."""
+
+    num_classes, seen = 1, slice(1, -1)
+
+    def on_torus(self):
+        found = Cropped()
+        found.seen = slice(None)
+        return found
+
+    def forward(self, x):
+        return x[..., self.seen, self.seen].sum((1, 2, 3))[:, None]
+
+
+def test_chains_of_a_network_with_a_torus_are_on_it():
+    reference = WhiteNoise(torch.full((1, 4, 4), 0.5), 0.2)
+    energy, y = ClassifierEnergy(Cropped(), reference), torch.zeros(2).long()
+    gen = Contrastive(energy, Langevin(1), ChainStore(reference, ReferenceStart(reference), 1))
+    u = torch.randn(2, 1, 4, 4, generator=toys.seeded(1))
+    x = reference.decode(u).flatten(1).sum(1)
+    found = gen._chain_energy()(u, y)
+    assert torch.allclose(found, u.flatten(1).square().sum(1) / 2 - x, atol=1e-5)
+    # The loss, and an adversary, are those of the network itself.
+    for other in (energy, gen._swift_energy()):
+        assert not torch.allclose(other(u, y), found, atol=0.1)

@@ -23,6 +23,7 @@ from ebm_from_clf import (
 from ebm_from_clf.errors import Diverged
 from ebm_from_clf.labels import find_blend, find_class
 from ebm_from_clf.sample import draw
+from ebm_from_clf.stationary import StationaryGaussian
 
 SAMPLER = Langevin(n_steps=10, step_size=0.5)
 
@@ -101,6 +102,17 @@ def test_every_reference_is_moved_to_the_photograph(kind):
     found = edit(energy, photograph().double(), 0.5, sampler=SAMPLER)
     assert type(found.reference) is kind and found.reference.mean.dtype == torch.float64
     assert sample(found, [0]).isfinite().all()
+
+
+def test_a_stationary_field_is_moved_and_narrowed():
+    lag = torch.fft.fftfreq(8, 1 / 8)
+    field = torch.exp(-(lag[:, None] ** 2 + lag**2) / 2)
+    mean = torch.full(toys.SHAPE, 0.5)
+    q = StationaryGaussian(mean, field, torch.eye(2) * 0.04, floor=0.01)
+    found = edit(ClassifierEnergy(toys.smooth().classifier, q), photograph(), 0.25).reference
+    u = torch.randn(3, *toys.SHAPE, generator=toys.seeded())
+    assert torch.allclose(found.factor(u), q.factor(u) / 2, atol=1e-6)
+    assert torch.allclose(found.mean, 0.75 * photograph() + 0.25 * mean)
 
 
 def test_an_edit_is_not_saved(tmp_path):

@@ -149,6 +149,7 @@ def test_a_learned_texture_keeps_its_bottom_and_is_saved(tmp_path):
         held = key.startswith(("bottom.", "mean", "whiten"))
         assert torch.equal(value, before[key]) == held, key
     save(found, tmp_path / "model")
+    assert load(tmp_path / "model").class_names == ["gravel"]
     assert json.loads((tmp_path / "model/config.json").read_text())["label_names"] == ["gravel"]
     again = load(tmp_path / "model")
     drawn = [sample(enlarged(e, (64, 48)), [0], n=1) for e in (found, again)]
@@ -170,10 +171,45 @@ def test_what_does_not_fit_is_refused():
         network(size=16)
     with pytest.raises(UsageError, match="must be odd"):
         network(kernel=4)
+    with pytest.raises(UsageError, match="must be odd"):
+        network(kernel=-1)
+    with pytest.raises(UsageError, match="got 32 and -8"):
+        network(border=-8)
+    with pytest.raises(UsageError, match="`filters` 1 or more, got 1 and 0"):
+        network(filters=0)
+    with pytest.raises(UsageError, match="`in_chans` is 1 or 3 .* got 2 and 5"):
+        network(in_chans=2)
+    with pytest.raises(UsageError, match="of one size alone .*Take one made of convolutions"):
+        network(bottom="vit_tiny_patch16_224", border=16, size=64)
+    narrow = timm.create_model("test_resnet")
+    next(m for m in narrow.modules() if isinstance(m, torch.nn.Conv2d)).padding = (0, 0)
+    with pytest.raises(ValueError, match="does not respond every 2 pixels up to the border"):
+        FrameConvNet(narrow, taps=[0], border=8, size=32)
     with pytest.raises(ValueError, match="does not give its layers"):
         FrameConvNet(torch.nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match="multiples of 2"):
         enlarged(energy(network()), (33, 64))
+
+
+def test_a_bottom_of_other_arguments_is_saved_with_them(tmp_path):
+    found = energy(network(bottom_kwargs={"channels": [8, 8, 8, 8]}, taps=[-1, 1]))
+    save(found, tmp_path / "model")
+    again = load(tmp_path / "model").classifier
+    assert again.bottom.layer1[0].conv1.weight.shape == (8, 64, 3, 3)
+    x = images(1, 1, 32)
+    assert torch.equal(again(x), found.classifier(x))
+
+
+def test_images_are_of_its_size_and_no_other(tmp_path):
+    from ebm_from_clf.convert import space_of
+    from ebm_from_clf.run import create_for
+
+    # A bottom that states another one, 224 pixels.
+    net = network(bottom="xcit_nano_12_p8_224", border=16, size=64)
+    assert space_of(net).size == (64, 64)
+    settings = ClassifierSettings("frame_convnet", pretrained=False, size=64, kwargs=SMALL)
+    with pytest.raises(UsageError, match="made for 32 pixels, got 64. Give classifier.kwargs.s"):
+        create_for(Recipe(settings, DataSettings("texture")))
 
 
 def test_any_network_of_timm_serves():

@@ -19,6 +19,7 @@ from ebm_from_clf import (
 )
 from ebm_from_clf.cli import main
 from ebm_from_clf.convert import convert, create_classifier
+from ebm_from_clf.data import load_data
 from ebm_from_clf.energy import ClassifierEnergy as Energy
 from ebm_from_clf.generative import GenerativeConvNet, enlarged
 from ebm_from_clf.langevin import Langevin
@@ -137,6 +138,10 @@ def test_layers_that_do_not_fit_are_refused():
         GenerativeConvNet(**SMALL | {"size": 12})
     with pytest.raises(ValueError, match="one number for each layer"):
         GenerativeConvNet(channels=[3, 4])
+    with pytest.raises(ValueError, match="are 1 or more"):
+        GenerativeConvNet(strides=(2, 0, 1, 1))
+    with pytest.raises(ValueError, match="at most 16384 pixels"):
+        enlarged(energy(network()), (10**6, 40))
     with pytest.raises(UsageError, match="no trained weights"):
         create_classifier("generative_convnet")
     with pytest.raises(UsageError, match="generative_convnet"):
@@ -158,5 +163,9 @@ def test_parts_of_a_picture_are_apart(tmp_path):
     assert train.shape == test.shape == (1, 128, 128) and not torch.equal(train, test)
     Image.fromarray(train[0].numpy()).resize((600, 300)).save(tmp_path / "mine.png")
     assert exemplar(str(tmp_path / "mine.png"), "train", 3).shape == (3, 256, 512)
+    with pytest.raises(UsageError, match="of one colour"):
+        crops(torch.full((3, 20, 20), 128).to(torch.uint8), (8, 8))
+    with pytest.raises(UsageError, match="no such file"):
+        load_data("texture", "train", size=(8, 8), channels=1, root="")
     with pytest.raises(UsageError, match="no such file"):
         exemplar(str(tmp_path / "yours.png"), "train", 1)

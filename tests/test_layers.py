@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["curriculum", "errors", "mapped", "modes", "noise", "restart"],
     ["fold", "frame", "graph", "reference", "smooth", "space"],
-    ["fitted", "spectral", "start", "stationary", "support"],
+    ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
     [
         "adversarial",
@@ -43,6 +43,7 @@ FLOORS = [
     ["descent", "edit", "gallery"],
     ["finetune", "named"],
     ["recipe", "report"],
+    ["resume"],
     ["run"],
     ["quickstart"],
     ["arguments"],

@@ -337,6 +337,43 @@ def test_samples_of_any_filters_have_the_probabilities_of_the_pieces(temperature
         stats.assert_mean(on[:, 2] * on[:, 3], float(law.on[2] * law.on[3]))
 
 
+def test_many_units_are_drawn_from(k=34):
+    """More patterns than can be listed, 2^34; at most 596 of them are pieces."""
+    law = PieceLaw(planar(k, 0.4))
+    assert len(law.patterns) <= 1 + k + math.comb(k, 2)
+    energy, u = planar(k, 0.4), law.sample(2000, generator=toys.seeded(17))
+    on = (energy.classifier.responses(energy.space(energy.reference.decode(u))) > 0).double()
+    for i in range(k):
+        if 0.01 < law.on[i] < 0.99:
+            stats.assert_mean(on[:, i], float(law.on[i]))
+
+
+def test_long_filters_have_their_law_or_are_refused():
+    """On a line a filter of length tau: Z = Phi(-t) + exp(beta + tau^2 / 2) Phi(t + tau)."""
+    reference = WhiteNoise(torch.full((1, 1, 1), 0.5), 0.25)
+
+    def on_a_line(tau, beta):
+        weight = torch.full((1, 1, 1, 1), 4 * tau, dtype=torch.float64)
+        bias = torch.tensor([beta - 2 * tau], dtype=torch.float64)
+        return ClassifierEnergy(Prototype(weight, bias), reference).double()
+
+    for tau in (1.0, 40.0, 1400.0):
+        law, pieces = (kind(on_a_line(tau, -(tau**2) / 2)) for kind in (PrototypeLaw, PieceLaw))
+        # Both wells weigh the same; log Z is log 2 and exponents are rounded.
+        assert (law.on - 0.5).abs().max() < 1e-9 and (pieces.on - 0.5).abs().max() < 1e-9
+        assert abs(float(law.log_z - pieces.log_z)) < 1e-9
+        r = law.omega.flatten().square() * (law.on * (1 - law.on) + law.kink) + 1
+        assert float(law.covariance()) == pytest.approx(float(r) / 16, rel=1e-9)
+    for kind in (PrototypeLaw, PieceLaw):
+        for tau, beta in ((1e7, 0.0), (1.0, 1e7), (math.nan, 0.0), (1.0, math.inf)):
+            with pytest.raises(ValueError, match="must be finite and at most 1e.06 nats"):
+                kind(on_a_line(tau, beta))
+    with pytest.raises(ValueError, match="30 filters .* in 3 dimensions .* fewer or shorter"):
+        PieceLaw(planar(30, dim=3))
+    with pytest.raises(ValueError, match="fewer or shorter"):
+        PieceLaw(planar(4, 200.0, dim=3))
+
+
 def test_the_quadrature_has_converged(monkeypatch):
     for energy in (planar(5, 2.0), planar(4, 1.0, 5, 3), planar(5, 3.0, 5, 3)):
         coarse = PieceLaw(energy)
@@ -426,6 +463,8 @@ def test_what_has_no_law_is_refused():
     weight, bias = torch.zeros(3, *toys.SHAPE), torch.zeros(3)
     with pytest.raises(ValueError, match="`weight` must have shape"):
         Prototype(weight, torch.zeros(2))
+    with pytest.raises(TypeError, match="must be floating point, got torch.int64"):
+        Prototype(weight.long(), bias)
     with pytest.raises(TypeError, match="must be a Prototype, got Smooth"):
         PrototypeLaw(toys.smooth())
     with pytest.raises(ValueError, match="the largest cosine"):

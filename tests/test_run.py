@@ -119,20 +119,27 @@ def test_chains_too_many_for_the_memory_are_found_before_the_classifier_is_train
     recipe, tmp_path, monkeypatch
 ):
     chains = recipe.finetune.chains
-    # Four times ten classes of 16x16 values of 4 bytes and an age of 8.
-    needed = 4 * 10 * chains.per_class * (16 * 16 * 4 + 8)
+    # Four times ten classes of 16x16 values of 4 bytes and an age of 8, in half of the memory.
+    needed = 2 * 4 * 10 * chains.per_class * (16 * 16 * 4 + 8)
     monkeypatch.setattr(chain_settings, "free_memory", lambda device: needed - 1)
 
     def progress(title, total):
         raise AssertionError(f"{title} was begun")
 
     most = f"at most {chains.per_class - 1} of a class"
-    with pytest.raises(UsageError, match=f"goes back to, take 0.0 GB .*{most}.*mapped: true"):
+    with pytest.raises(UsageError, match=f"take 0.0 GB .*half of what is free.*{most}.*mapped"):
         finetune_recipe(recipe, tmp_path / "run", progress)
     assert not list((tmp_path / "run").glob("*"))
     monkeypatch.setattr(chain_settings, "free_memory", lambda device: needed)
     with pytest.raises(AssertionError, match="was begun"):
         finetune_recipe(recipe, tmp_path / "run", progress)
+
+
+def test_no_chain_is_made_to_check_how_many_there_are(recipe, tmp_path):
+    many, out = replace(recipe.finetune.chains, per_class=10**15), tmp_path / "run"
+    with pytest.raises(UsageError, match="10 x 1000000000000000 of them"):
+        finetune_recipe(replace(recipe, finetune=replace(recipe.finetune, chains=many)), out)
+    assert replace(many, per_class=10**20).per_class == 10**20
 
 
 def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
@@ -162,6 +169,10 @@ def test_a_run_that_diverged_is_not_resumed(recipe, tmp_path):
         finetune_recipe(bad, out, resume=True)
     assert files == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert out / "diverged.json" in files and not (out / "model").exists()
+    assert not (out / "state.safetensors").exists() and (out / "metrics.jsonl").exists()
+    (out / "diverged.json").write_text("")
+    with pytest.raises(UsageError, match="diverged.json: damaged.* another --output"):
+        finetune_recipe(bad, out, resume=True)
 
 
 def test_what_cannot_be_resumed_is_refused_and_kept(recipe, tmp_path):

@@ -127,10 +127,11 @@ class PrototypeLaw:
         r"""Returns the covariance of the pixels of images, with shape (C H W, C H W).
 
         It is :math:`A (1 + \sum_k (\mathrm{Var} \, r_k / \tau_k^2 - 1) \, \omega_k \omega_k^\top
-        / \tau_k^2) A^\top`, in pixels squared, with the temperature as a factor.
+        / \tau_k^2) A^\top`, in pixels squared, with the temperature as a factor, and
+        :math:`\mathrm{Var} \, r_k / \tau_k^2 - 1 = \tau_k^2 (\pi_k (1 - \pi_k) + \kappa_k)`.
         """
         flat = self._directions.flatten(1)
-        excess = (self.square - self.response.square()) / self.tau.square() - 1
+        excess = self.tau.square() * (self.on * (1 - self.on) + self.kink)
         one = torch.eye(flat.shape[1]).to(flat)
         rows = self._reference.factor(one.view(-1, *self._reference.shape)).flatten(1)
         return self._root**2 * rows.T @ (one + flat.T @ (excess[:, None] * flat)) @ rows

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ..energy import ClassifierEnergy
 
+MOST_NATS = 1e6  # beyond, rounding of exponents is seen in probabilities
+
 
 class Prototype(nn.Module):
     r"""Creates the classifier :math:`f(I) = \sum_k h(\langle I, w_k \rangle + b_k)` of one class.
@@ -33,6 +35,7 @@ class Prototype(nn.Module):
         bias: The biases :math:`b_k`, with shape (K).
 
     Raises:
+        TypeError: If they are not floating point.
         ValueError: If the shapes are not these.
     """
 
@@ -44,6 +47,11 @@ class Prototype(nn.Module):
             raise ValueError(
                 "Prototype: `weight` must have shape (K, C, H, W) and `bias` shape (K), "
                 f"got {tuple(weight.shape)} and {tuple(bias.shape)}."
+            )
+        if not (weight.is_floating_point() and bias.is_floating_point()):
+            raise TypeError(
+                "Prototype: `weight` and `bias` must be floating point, got "
+                f"{weight.dtype} and {bias.dtype}. Give `weight.float()`."
             )
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = nn.Parameter(bias.detach().clone())
@@ -82,7 +90,8 @@ def read_filters(energy: ClassifierEnergy, temperature: float = 1.0) -> Filters:
 
     Raises:
         TypeError: If the classifier is no prototype.
-        ValueError: If the energy is another one, or the temperature not positive.
+        ValueError: If the energy is another one, the temperature not positive, or a filter or
+            bias not finite or too large.
     """
     network = energy.classifier
     if not isinstance(network, Prototype):
@@ -106,4 +115,12 @@ def read_filters(energy: ClassifierEnergy, temperature: float = 1.0) -> Filters:
         u = torch.zeros_like(network.weight, requires_grad=True)
         responses = energy.gain * network.responses(space(reference.decode(u))).diagonal()
         (omega,) = torch.autograd.grad(responses.sum(), u)
-    return Filters(omega / math.sqrt(temperature), responses.detach() / temperature)
+    found = Filters(omega / math.sqrt(temperature), responses.detach() / temperature)
+    largest = torch.maximum(found.omega.flatten(1).square().sum(1) / 2, found.beta.abs())
+    if not largest.max() <= MOST_NATS:
+        raise ValueError(
+            "law of a prototype: filters and biases must be finite and at most "
+            f"{MOST_NATS:.0e} nats, as half the square of a filter in u and as a response at the "
+            f"mean, got {float(largest.max()):.2g}. Take a smaller gain, weight or bias."
+        )
+    return found

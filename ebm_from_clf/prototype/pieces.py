@@ -24,6 +24,7 @@ from .network import read_filters
 
 LARGEST_RANK = 3
 MOST_FILTERS = 62
+MOST_NUMBERS = 3e8  # some 5 GB and a minute
 NODES = 16
 PANEL = 2.5
 REACH = 8.5  # standard deviations; beyond it lies a mass of 1e-17
@@ -43,7 +44,8 @@ class PieceLaw:
 
     Raises:
         TypeError: If the classifier is no prototype.
-        ValueError: If the energy is another one, or the filters span more than 3 dimensions.
+        ValueError: If the energy is another one, the filters span more than 3 dimensions, or
+            they are too many or too long for the quadrature.
     """
 
     def __init__(self, energy: ClassifierEnergy, temperature: float = 1.0) -> None:
@@ -59,6 +61,12 @@ class PieceLaw:
             raise ValueError(
                 f"PieceLaw: at most {MOST_FILTERS} filters can be told apart, got "
                 f"{len(self.beta)}."
+            )
+        if not (numbers := _numbers(slopes)) <= MOST_NUMBERS:
+            raise ValueError(
+                f"PieceLaw: {len(self.beta)} filters of such lengths in {slopes.shape[1]} "
+                f"dimensions need quadrature over {numbers:.0e} numbers, at most "
+                f"{MOST_NUMBERS:.0e} are possible. Take fewer or shorter filters."
             )
         log_mass, patterns = _masses(slopes, self.beta)
         # Binary numbers, so that what belongs to one piece is found by sorting integers.
@@ -88,10 +96,11 @@ class PieceLaw:
 
         A pattern is proposed with the weight :math:`e^{\langle \beta, \delta \rangle +
         |B_\delta|^2 / 2}` and u from :math:`\mathcal{N}(B_\delta, 1)`; it is taken if u has that
-        pattern. That is one proposal of :math:`2^K` or more, since no weight is above Z.
+        pattern. That is one proposal of as many as there are pieces or more, since no weight is
+        above Z.
         """
-        omega, k = self.omega.flatten(1), len(self.beta)
-        every = torch.cartesian_prod(*[omega.new_tensor([0, 1])] * k).view(-1, k)
+        omega = self.omega.flatten(1)
+        every = self.patterns.to(omega)
         tilts = every @ omega
         weight = (every @ self.beta + tilts.square().sum(1) / 2).softmax(0).to(generator.device)
         found, missing = [omega[:0]], n
@@ -100,7 +109,7 @@ class PieceLaw:
             proposed = proposed.to(omega.device)
             u = tilts[proposed]
             u = u + normal(u, generator)
-            own = ((u @ omega.T + self.beta > 0) == every[proposed].bool()).all(1)
+            own = ((u @ omega.T + self.beta > 0) == self.patterns[proposed]).all(1)
             found.append(u[own])
             missing -= int(own.sum())
         u = torch.cat(found)[:n].view(n, *self.omega.shape[1:])
@@ -116,6 +125,16 @@ def _coordinates(omega: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     turn = torch.randn(slopes.shape[1], slopes.shape[1], generator=generator, dtype=slopes.dtype)
     return slopes @ torch.linalg.qr(turn)[0].to(slopes.device)
+
+
+def _numbers(slopes: Tensor) -> float:
+    """Returns how many numbers a quadrature holds: at each point all units in all pieces."""
+    k, rank = slopes.shape
+    points = 1.0
+    for axis in range(rank - 1):
+        panels = (float(slopes[:, axis].abs().sum()) + 2 * REACH) / PANEL
+        points *= NODES * (panels + math.comb(k, rank - axis))
+    return points * k * (k + 1)
 
 
 def _masses(slopes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,22 +14,21 @@ unlike: mind their seconds.
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ebm_from_clf.arguments import read_recipe
-from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.errors import Diverged
 from ebm_from_clf.evaluate import accuracy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
 from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid
-from ebm_from_clf.quickstart import train_judge, warp
+from ebm_from_clf.quickstart import train_judge
 from ebm_from_clf.run import create_for, pretrain, silent
 from ebm_from_clf.sample import draw
 
@@ -121,27 +120,17 @@ def varied(recipe, name):
     )
 
 
-def wide_judge(space, train, n_classes, epochs):
-    """A judge with other layers, activation and seed than the first, who never met it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(77)
-        judge = timm.create_model(
-            "resnet18",
-            in_chans=space.shape[0],
-            num_classes=n_classes,
-            layers=(2, 2, 1, 0),
-            channels=(64, 96, 128, 128),
-            stem_type="deep",
-            stem_width=24,
-            replace_stem_pool=True,
-            act_layer="silu",
-        ).to(space.mean.device)
-    return train_classifier(
-        judge, space, train, epochs=epochs, augment=warp, batch_size=100, seed=77
-    )
-
-
-JUDGES = {"long": train_judge, "wide": wide_judge}
+# Another one with other layers, activation and seed than the first, who never met it.
+WIDE = {
+    "layers": (2, 2, 1, 0),
+    "channels": (64, 96, 128, 128),
+    "stem_width": 24,
+    "act_layer": "silu",
+}
+JUDGES = {
+    "long": train_judge,
+    "wide": partial(train_judge, seed=77, learning_rate=2e-3, batch_size=100, **WIDE),
+}
 
 
 def row(name, seed, a, judge):

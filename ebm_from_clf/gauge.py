@@ -1,0 +1,69 @@
+r"""The gauge: which common shift of the logits is taken, and whose tilt is asked for.
+
+.. math:: F_c = \gamma f_c - g, \qquad g = 0, \quad \log \sum_k e^{\gamma f_k}
+    \quad \mathrm{or} \quad \frac{1}{K} \sum_k \gamma f_k
+
+A softmax leaves g open, a function of the image. It changes every :math:`p_c` but not the
+classifier.
+"""
+
+__all__ = ["Gauge", "check_classes", "gauged", "pick"]
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Gauge = Literal["raw", "log_softmax", "centered"]
+
+
+def gauged(scores: Tensor, gauge: Gauge) -> Tensor:
+    """Returns the tilts of all classes, with shape (B, K).
+
+    Arguments:
+        scores: The logits times the gain, with shape (B, K).
+        gauge: The common shift.
+    """
+    if gauge == "log_softmax":
+        return scores.log_softmax(1)
+    if gauge == "centered":
+        return scores - scores.mean(1, keepdim=True)
+    return scores
+
+
+def pick(tilts: Tensor, y: Tensor) -> Tensor:
+    """Returns the tilt of each image's class, or their weighted sum, with shape (B).
+
+    Arguments:
+        tilts: The tilts of all classes, with shape (B, K).
+        y: The class indices, with shape (B), or weights of all classes, with shape (B, K).
+    """
+    if y.is_floating_point():
+        return (tilts * y).sum(1)
+    return tilts.gather(1, y[:, None])[:, 0]
+
+
+def check_classes(y: Tensor, n: int, n_classes: int | None) -> None:
+    """Checks class indices, or weights of all classes.
+
+    Arguments:
+        y: The class indices, or the weights.
+        n: The number of images.
+        n_classes: The number of classes, if it is known.
+
+    Raises:
+        ValueError: If `y` is not one existing class index per image.
+    """
+    if y.is_floating_point() and y.shape == (n, n_classes):
+        return
+    if y.shape != (n,) or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(
+            f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), or "
+            f"a weight of every class, got {y.dtype} of shape {tuple(y.shape)}. For every "
+            "class at once, call `logits`."
+        )
+    if n_classes and n and not 0 <= int(y.min()) <= int(y.max()) < n_classes:
+        raise ValueError(
+            f"ClassifierEnergy: classes are 0 to {n_classes - 1}, got "
+            f"{int(y.min())} to {int(y.max())}."
+        )
