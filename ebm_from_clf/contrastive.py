@@ -25,7 +25,7 @@ from .marginal import Marginal, joint
 from .noise import normal
 from .objective import Objective
 from .space import check_pixels
-from .swift import Swift
+from .swift import Swift, for_chains
 
 
 class Terms(NamedTuple):
@@ -66,9 +66,6 @@ class Contrastive(nn.Module):
     """Creates the drop-in: a loss that makes a classifier generate, for any training loop.
 
     It sets the energy's `start` and `sampler`, so that `sample` draws as the chains were trained.
-    A classifier whose observed images are cut out of larger ones may have a method `on_torus`,
-    which returns it for images without a border, as :class:`FrameConvNet` has: those are the
-    chains.
 
     Arguments:
         energy: The energy; its classifier is the one being trained.
@@ -157,10 +154,7 @@ class Contrastive(nn.Module):
 
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""
-        energy = self._swift_energy()
-        on_torus = getattr(energy.classifier, "on_torus", None)
-        if on_torus is not None:
-            energy.classifier = on_torus()
+        energy = for_chains(self._swift_energy())
         return Marginal(energy) if self.objective.scores == "joint" else energy
 
     def _swift_energy(self) -> ClassifierEnergy:

@@ -28,7 +28,7 @@ from .langevin import Langevin
 from .modes import sharing
 from .noise import generators
 from .start import ReferenceStart
-from .swift import Swift
+from .swift import Swift, for_chains
 
 PIXELS_AT_ONCE = 400_000
 UNTUNED = Langevin(n_steps=100)
@@ -136,7 +136,7 @@ def stream(
     """
     check(energy, classes, n, seed)
     sampler = sampler or energy.sampler or UNTUNED
-    energy = Swift(energy).energy()
+    energy = for_chains(Swift(energy).energy())
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))
     done = skip

@@ -4,7 +4,7 @@ It shares everything with the energy it is made of, but for the classifier's Bat
 folded; see :mod:`ebm_from_clf.fold`.
 """
 
-__all__ = ["Swift"]
+__all__ = ["Swift", "for_chains"]
 
 import torch
 from torch import Tensor
@@ -45,6 +45,21 @@ class Swift:
         found = sharing(self.source)
         found.classifier = self._folded.network
         return found
+
+
+def for_chains(energy: ClassifierEnergy) -> ClassifierEnergy:
+    """Returns an energy that shares everything with another one, for chains.
+
+    A classifier whose observed images are cut out of larger ones may have a method `on_torus`,
+    which returns it for images without a border, as `FrameConvNet` has: those are the chains.
+
+    Arguments:
+        energy: The energy.
+    """
+    on_torus = getattr(energy.classifier, "on_torus", None)
+    found = sharing(energy)
+    found.classifier = energy.classifier if on_torus is None else on_torus()
+    return found
 
 
 def _tensors(energy: ClassifierEnergy) -> list[tuple[Tensor, torch.device, torch.dtype]]:

@@ -8,7 +8,16 @@ import timm
 import torch
 from torch.nn import functional
 
-from ebm_from_clf import ClassifierEnergy, UsageError, WhiteNoise, convert, load, sample, save
+from ebm_from_clf import (
+    ClassifierEnergy,
+    Langevin,
+    UsageError,
+    WhiteNoise,
+    convert,
+    load,
+    sample,
+    save,
+)
 from ebm_from_clf.convert import create_classifier
 from ebm_from_clf.frame import TURN, FrameConvNet
 from ebm_from_clf.generative import enlarged
@@ -232,3 +241,12 @@ def test_chains_have_no_border_and_observed_images_none_that_counts():
     rolled = [chains(v, y.long()) for v in (u, u.roll((4, 6), (2, 3)))]
     assert torch.allclose(*rolled, atol=1e-3, rtol=0)
     assert not net.torus and not torch.allclose(found(u, y.long()), rolled[0], atol=1e-2, rtol=0)
+
+
+def test_samples_of_its_own_size_are_on_the_torus_of_its_chains():
+    found = energy(network())
+    sampler = Langevin(3, 0.3)
+    own = sample(found, [0], sampler=sampler)
+    on_torus = sample(enlarged(found, (32, 32)), [0], sampler=sampler)
+    assert torch.allclose(own, on_torus, atol=1e-5)
+    assert not found.classifier.torus
