@@ -114,7 +114,7 @@ class _Walk:
         """Returns the activation of a unit, and 1 at its place among 0."""
         unit = int((self.ends <= k).sum())
         found = torch.zeros_like(self.graph.before[unit])
-        found.view(-1)[k - int(self.ends[unit])] = 1  # counted from the end
+        found.view(-1)[k - int(self.ends[unit]) + found.numel()] = 1
         return unit, found
 
     def rate(self, k: int) -> Tensor:
@@ -128,30 +128,32 @@ class _Walk:
 
         And how the tilt changes with what each unit returns, from below its kink to above.
         """
-        pull = self.rates.new_zeros(len(self.kept))
-        b, slope, outgoing = self.settle(pull)
+        multiplier = self.rates.new_zeros(len(self.kept))
+        b, slope, outgoing = self.settle(multiplier)
         step = (b - self.u).flatten().double()
         if self.kept:
             inverse = torch.linalg.pinv(self.rates @ self.rates.T, hermitian=True)
             off = self.r[self.kept].double()
             for _ in range(2):  # the second time for what rounding left
-                pull = pull + inverse @ (self.rates @ (step - pull @ self.rates) + off)
-            step = step - pull @ self.rates
-            _, slope, outgoing = self.settle(pull)
+                left = self.rates @ (step - multiplier @ self.rates) + off
+                multiplier = multiplier + inverse @ left
+            step = step - multiplier @ self.rates
+            _, slope, outgoing = self.settle(multiplier)
         return self.u + step.to(self.u).view_as(self.u), slope, outgoing
 
-    def settle(self, pull: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def settle(self, multiplier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns B, slopes, and changes of the tilt, from the multipliers of the kinks."""
-        slope, outgoing, share = self.on.clone(), *torch.zeros(2, len(self.on)).to(self.on)
-        share[self.kept] = pull.to(share)
-        each = list(zip(*map(self.parts, (slope, outgoing, share)), strict=True))
+        slope, outgoing, all_of = self.on.clone(), *torch.zeros(2, len(self.on)).to(self.on)
+        all_of[self.kept] = multiplier.to(all_of)
+        # Parts are views: what is written to them is written to the whole.
+        each = list(zip(*map(self.parts, (slope, outgoing, all_of)), strict=True))
 
         def choose(unit: int, message: Tensor) -> Delta:
             low, high = self.slopes[unit]
-            theta, out, wanted = each[unit]
+            theta, out, own = each[unit]
             out.copy_((message * (high - low)).flatten())
             # A unit that the score does not depend on has no slope that could hold it.
-            theta.sub_((wanted / out).nan_to_num(0, FAR, -FAR))
+            theta.sub_((own / out).nan_to_num(0, FAR, -FAR))
             return self.delta(unit, theta)
 
         return self.structure.plane(self.y, choose).slope, slope, outgoing
@@ -160,11 +162,11 @@ class _Walk:
         """Returns what the rectifiers are given at another image, with shape (M)."""
         return _flat(self.structure.responses(u, self.pattern()))
 
-    def stop(self, share: Tensor, end: Tensor, r: Tensor, outgoing: Tensor) -> None:
+    def stop(self, fraction: Tensor, end: Tensor, r: Tensor, outgoing: Tensor) -> None:
         """Goes as far as the first unit changes; that one is kept at its kink or crossed."""
-        k = int(share.argmin())
-        self.u = self.u + share[k] * (end - self.u)
-        self.r = self.r + share[k] * (r - self.r)
+        k = int(fraction.argmin())
+        self.u = self.u + fraction[k] * (end - self.u)
+        self.r = self.r + fraction[k] * (r - self.r)
         # A score that rises with the unit's output has a ridge of the energy there, no valley.
         if outgoing[k] < 0:
             self.rates = torch.cat([self.rates, self.rate(k)[None]])
@@ -176,14 +178,28 @@ class _Walk:
         """Turns a unit over; what it lets through changes the rates of those above it."""
         if self.kept:
             rate = self.rate(k) if rate is None else rate
-            unit, one = self.single(k)
-            low, high = self.slopes[unit]
-            change = (1 - 2 * self.on[k]) * (high - low) * one
-            up = unit_up(self.graph, unit, change, self.pattern())
-            both = zip(up, self.graph.before, strict=True)
-            above = _flat([torch.zeros_like(r) if v is None else v for v, r in both])
-            self.rates = self.rates + above[self.kept].double()[:, None] * rate
+            change = (1 - 2 * self.on[k]) * self.through(k)
+            self.rates = self.rates + change[self.kept].double()[:, None] * rate
         self.on[k] = 1 - self.on[k]
+
+    def through(self, k: int) -> Tensor:
+        """Returns what goes into all units of what a unit is given, if on and not off."""
+        unit, one = self.single(k)
+        low, high = self.slopes[unit]
+        up = unit_up(self.graph, unit, (high - low) * one, self.pattern())
+        both = zip(up, self.graph.before, strict=True)
+        return _flat([torch.zeros_like(r) if v is None else v for v, r in both])
+
+    def overlooked(self, idle: Tensor) -> int | None:
+        """Returns one of some units that is given something as soon as a unit that is kept is on.
+
+        On all the kinks that are kept it is given nothing, and meets no border.
+        """
+        for k in self.kept if idle.any() else ():
+            given = (idle & (self.through(k) > 0)).nonzero()
+            if len(given):
+                return int(given[0])
+        return None
 
     def let_go(self, excess: Tensor, slope: Tensor, outgoing: Tensor) -> None:
         """Lets the unit go whose slope is furthest outside of [0, 1], to where it falls."""
@@ -212,12 +228,17 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
         blocked = torch.where(walk.on > 0.5, r < -near, r > near)
         blocked[walk.kept] = False
         if blocked.any():
-            share = (walk.r / (walk.r - r)).clamp(0, 1)
-            walk.stop(torch.where(blocked, share, 2), end, r, outgoing)
+            fraction = (walk.r / (walk.r - r)).clamp(0, 1)
+            walk.stop(torch.where(blocked, fraction, 2), end, r, outgoing)
             continue
         walk.u, walk.r = end, r
+        idle = (r.abs() <= near) & (walk.on < 0.5) & (outgoing > 0)
+        idle[walk.kept] = False
+        if (k := walk.overlooked(idle)) is not None:
+            walk.turn(k)
+            continue
         excess = torch.where(outgoing > 0, 1.0, torch.maximum(-slope, slope - 1))
-        if not walk.kept or excess[walk.kept].max() <= near:
+        if not walk.kept or excess[walk.kept].max() <= ROUNDING * torch.finfo(u.dtype).eps:
             found = bool((r[walk.kept].abs() <= near).all())
             break
         walk.let_go(excess, slope, outgoing)
