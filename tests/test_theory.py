@@ -29,7 +29,7 @@ from ebm_from_clf.theory import (
 # and of U and of gradients over a step within a piece, about 1e-6 of the size of both.
 EXACT = {
     "the drift of the chain is B - u": 1e-4,
-    "likelihood gradient: observed - synthesized": 1e-4,
+    "log p changes with the weights by its gradient": 1e-4,
     "the model is Gaussian on a piece": 1e-6,
     "CD-1 learns to reconstruct": 1e-6,
     "a minimum is its own reconstruction": 1e-6,
@@ -50,7 +50,7 @@ def test_all_propositions_are_exact_for_a_network_of_rectifiers():
     energy, found = table(create("test_resnet"))
     table_of = {check.statement: check for check in found.checks}
     assert table_of.pop(MINIMUM).verdict == "not here", "a max-pool"
-    assert [check.status for check in table_of.values()] == ["exact"] * 11
+    assert [check.status for check in table_of.values()] == ["exact"] * 12
     for check in table_of.values():
         assert check.error < EXACT.get(check.statement, 1e-12) <= check.tolerance, check
         assert check.verdict == "holds"
@@ -117,7 +117,7 @@ def test_a_network_that_rounds_on_its_way_is_looked_at_from_farther():
     (drift,) = (c for c in found.checks if c.statement == "the drift of the chain is B - u")
     assert drift.error < 5e-3 and "rounds to lower precision" in drift.note
     assert not found.failed and drift.verdict == "not here", "or it could not fail"
-    assert [check.verdict for check in found.checks].count("holds") == 8
+    assert [check.verdict for check in found.checks].count("holds") == 9
 
 
 def test_a_wrong_pass_shows_in_the_table(monkeypatch):
@@ -225,6 +225,8 @@ def test_what_is_not_a_number_fails_and_what_rounding_hides_is_not_judged():
         (2e-6, 1e-6, "FAILS"),
         (50.0, 100.0, "not here"),
         (1e-9, 2e-2, "not here"),
+        (3e-2, 2e-2, "FAILS"),
+        (math.nan, 2e-2, "FAILS"),
         (1e-3, 1e-2, "holds"),
         (None, None, "not here"),
     ]:
@@ -239,7 +241,7 @@ def test_the_command_fails_with_the_names_of_what_fails(monkeypatch):
     status, out, errors = call("theory", "test_resnet", "--pretrained=false", "--size=32")
     assert status == 1 and out.count("\n  FAILS  ") == 1
     assert errors == (
-        "ebm-from-clf: theory: 1 of 12 propositions fail: "
+        "ebm-from-clf: theory: 1 of 13 propositions fail: "
         "likelihood gradient: observed - synthesized.\n"
     )
     arguments = ["theory", "test_resnet", "--pretrained=false", "--size=32", "--json"]
@@ -253,7 +255,7 @@ def test_the_command_prints_a_table():
     status, out, errors = call("theory", "test_resnet", "--pretrained=false", "--size=32")
     assert (status, errors) == (0, "")
     assert out.startswith("test_resnet: piecewise linear, images 3x32x32; operations: ")
-    assert out.count("\n  holds  ") == 11
+    assert out.count("\n  holds  ") == 12
 
 
 def test_the_command_prints_json_and_what_bends_a_network():
@@ -261,7 +263,7 @@ def test_the_command_prints_json_and_what_bends_a_network():
     status, out, errors = call(*arguments, "--json")
     assert (status, errors) == (0, "")
     found = json.loads(out)
-    assert found["form"] == "general" and len(found["checks"]) == 13
+    assert found["form"] == "general" and len(found["checks"]) == 14
     fields = {"statement", "compared", "status", "error", "note", "tolerance", "verdict"}
     assert fields == set(found["checks"][0])
     _, out, _ = call(*arguments)
@@ -367,7 +369,7 @@ def test_of_a_network_in_half_precision_nothing_is_said():
 
 def test_a_gradient_of_weights_that_is_wrong_shows():
     """Mutant: a network whose weights get twice the gradient that they have."""
-    statement = "likelihood gradient: observed - synthesized"
+    statement = "log p changes with the weights by its gradient"
 
     class Twice(Head):
         def forward(self, x):
@@ -380,15 +382,35 @@ def test_a_gradient_of_weights_that_is_wrong_shows():
 
 def test_of_a_large_network_the_weights_of_its_small_tensors_are_seen(monkeypatch):
     monkeypatch.setattr(scene, "WEIGHTS", 30)
-    learned = {"likelihood gradient: observed - synthesized", "CD-1 learns to reconstruct"}
+    likely = "likelihood gradient: observed - synthesized"
+    learned = {
+        likely,
+        "log p changes with the weights by its gradient",
+        "CD-1 learns to reconstruct",
+    }
     found = verdicts(Head())
     for name in learned:
         assert found[name].verdict == "holds" and "0.0 M of 0.0 M weights" in found[name].note
     weights = scene.Scene(small(Head()), 0).weights
     assert sorted(w.numel() for w in weights) == [3, 5, 15]
     right = identities.likelihood
+    # Mutants: too large; and of images that count alike.
     monkeypatch.setattr(identities, "likelihood", lambda a, b: right(a, 1.1 * b))
-    assert verdicts(Head())["likelihood gradient: observed - synthesized"].verdict == "FAILS"
+    assert verdicts(Head())[likely].verdict == "FAILS"
+    monkeypatch.setattr(identities, "likelihood", lambda a, b: right(a, b / b.detach()))
+    assert verdicts(Head())[likely].verdict == "FAILS"
+
+
+def test_of_weights_that_no_score_depends_on_nothing_is_learned(monkeypatch):
+    class Unused(Head):
+        def __init__(self):
+            super().__init__()
+            self.spare = torch.nn.Parameter(torch.zeros(2))
+
+    monkeypatch.setattr(scene, "WEIGHTS", 2)
+    found = verdicts(Unused())
+    assert sum("depend on the smallest of its weights" in c.note for c in found.values()) == 3
+    assert not [c for c in found.values() if c.verdict == "FAILS"]
 
 
 def test_networks_of_odd_parts_are_examined():
@@ -413,7 +435,7 @@ def test_networks_of_odd_parts_are_examined():
     for network, unread in ((Fourier(), 2), (Indexed(), 0), (Bare(), 0)):
         found = examine_theory(small(network))
         assert not found.failed and found.census.count("unread") == unread
-    assert sum("no weights" in check.note for check in found.checks) == 2
+    assert sum("no weights" in check.note for check in found.checks) == 3
     x = torch.rand(2, 3, 8, 8, generator=toys.seeded())
     with pytest.raises(ValueError, match="_fft_r2c"):
         structure(small(Fourier()), x).plane(torch.tensor([0, 1]))

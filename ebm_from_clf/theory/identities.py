@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..energy import Gauge
+from ..gauge import Gauge
 from ..langevin import Langevin
 from ..modes import frozen, sharing
 from ..noise import generators, normal
@@ -45,17 +45,29 @@ def _drift(s: Scene) -> Check:
 def _likelihood(s: Scene) -> Check:
     """The loss that learns, on finitely many images, of which log Z and its gradient are sums."""
     statement = "likelihood gradient: observed - synthesized"
-    compared = "on 4 images, against differences of log p"
-    if not s.weights:
-        return Check(statement, compared, "not here", None, "it has no weights")
-    u, y = torch.cat([s.u, s.other]), torch.cat([s.y, s.y])[:1].expand(4)
+    compared = "on 4 images, against that of log p"
+    if s.unlearned:
+        return Check(statement, compared, "not here", None, s.unlearned)
+    u, y = _four(s)
     tilts = s.energy.tilt(u, y)
     scores = tilts / s.energy.gain
     # Their mean is the expectation under the model.
     synthesized = len(u) * tilts.detach().softmax(0) * scores
-    loss = likelihood(scores[:1], synthesized)
-    learned = torch.autograd.grad(-s.energy.gain * loss, s.weights, allow_unused=True)
-    g, w = flat(learned, s.weights), flat(s.weights, s.weights).detach()
+    learned = -s.energy.gain * _gradient(s, likelihood(scores[:1], synthesized))
+    wanted = _gradient(s, tilts[0] - tilts.logsumexp(0))
+    error = relative_error(learned, wanted, _gradient(s, tilts[0]))
+    return Check(statement, compared, "exact", error, s.of, s.exact)
+
+
+def _weights(s: Scene) -> Check:
+    """Half along the gradient, where log p changes most, half along noise."""
+    statement = "log p changes with the weights by its gradient"
+    compared = "on 4 images, against differences"
+    if s.unlearned:
+        return Check(statement, compared, "not here", None, s.unlearned)
+    u, y = _four(s)
+    tilts = s.energy.tilt(u, y)
+    g, w = _gradient(s, tilts[0] - tilts.logsumexp(0)), flat(s.weights, s.weights).detach()
     aside = normal(w[None], generators([13]))[0]
     v = g / g.norm().clamp_min(1e-300) + aside / aside.norm()
     # So short that few kinks lie within, though one weight moves what many units are given.
@@ -69,6 +81,17 @@ def _likelihood(s: Scene) -> Check:
         s.of,
         max(CROSSED, s.hidden(tilts, step * g.norm())),
     )
+
+
+def _four(s: Scene) -> tuple[Tensor, Tensor]:
+    """Returns four images, and the class of the first for each."""
+    return torch.cat([s.u, s.other]), s.y[:1].expand(4)
+
+
+def _gradient(s: Scene, value: Tensor) -> Tensor:
+    """Returns the gradient of a value in the weights that are looked at."""
+    found = torch.autograd.grad(value.sum(), s.weights, retain_graph=True, allow_unused=True)
+    return flat(found, s.weights)
 
 
 def _log_p(s: Scene, u: Tensor, y: Tensor, change: Tensor) -> Tensor:
@@ -143,6 +166,7 @@ def _temperature(s: Scene) -> Check:
 
 IDENTITIES: tuple[Callable[[Scene], Check], ...] = (
     _likelihood,
+    _weights,
     _drift,
     _bayes,
     _preconditioned,

@@ -64,15 +64,17 @@ class Check:
     def verdict(self) -> Verdict:
         """Whether it holds: a proposition that is compared fails beyond its tolerance."""
         limit = math.inf if self.tolerance is None else self.tolerance
-        if self.error is None or self.hidden:
+        if self.error is None or 1 <= limit < math.inf:  # rounding hides all of it
             return "not here"
         if not self.error <= limit:
             return "FAILS"
+        if self.hidden:
+            return "not here"
         return "holds" if self.status == "exact" else "local only"
 
     @property
     def hidden(self) -> bool:
-        """Whether rounding hides so much of it that it could not fail."""
+        """Whether rounding hides so much of it that little is said by its not failing."""
         return self.tolerance is not None and self.tolerance > LOOSE
 
     @property
@@ -114,6 +116,9 @@ class Scene:
         self.census = self.structure.census
         self.status = self.census.statements()
         self._tolerate([node.operation for node in self.structure.graph.nodes])
+        self.unlearned = "" if self.weights else "it has no weights"
+        if self.weights and not self.energy.tilt(self.u, self.y).requires_grad:
+            self.unlearned = "the score does not depend on the smallest of its weights"
         self.tilt, self.b = self.tilt_and_b(self.u)
         self.drift = self.b - self.u
         spoilers = self.census.spoilers
@@ -173,13 +178,13 @@ def _likeliest(energy: ClassifierEnergy, u: Tensor) -> Tensor:
         with torch.no_grad():
             tilts = energy.all_tilts(u)
     except RuntimeError as reason:
-        if "type" not in str(reason):
+        if "dtype" not in str(reason) and "scalar type" not in str(reason):
             raise
         text = str(reason).partition("\n")[0]
         raise ValueError(
             f"examine_theory: the classifier must compute in double precision, got: {text} "
             "Make its tensors parameters or buffers, so that `.double()` finds them."
-        ) from None
+        ) from reason
     if not tilts.isfinite().all():
         raise ValueError(
             "examine_theory: the classifier gives logits that are not finite for draws of the "
