@@ -36,6 +36,7 @@ from .checkpoint import load, save
 from .convert import convert, create_classifier, space_of
 from .data import load_data
 from .doctor import examine
+from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import evaluate
 from .folders import publish, write_json
@@ -160,9 +161,7 @@ def _theory(a: Namespace) -> None:
     """Checks the propositions of the paper on a classifier, and fails if one fails."""
     if a.pretrained and is_energy(a.classifier):
         # With the gain and the reference that it was fine-tuned with.
-        energy = load(a.classifier)
-        if a.size is not None:
-            energy = enlarged(energy, (a.size, a.size))
+        energy = _resized(load(a.classifier), a.size)
     else:
         classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
         energy = convert(classifier, size=a.size)
@@ -171,6 +170,13 @@ def _theory(a: Namespace) -> None:
     if found.failed:
         names = "; ".join(check.statement for check in found.failed)
         stop(1, f"theory: {len(found.failed)} of {len(found.checks)} propositions fail: {names}.")
+
+
+def _resized(energy: ClassifierEnergy, side: int | None) -> ClassifierEnergy:
+    """Returns an energy on squares of another side, `None` for its own."""
+    if side is None or (side, side) == tuple(energy.reference.shape[1:]):
+        return energy
+    return enlarged(energy, (side, side))
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:
@@ -208,9 +214,7 @@ def _sample(a: Namespace) -> None:
     """Draws images of classes or units into a folder, from nothing or from a photograph."""
     if (a.classes is None) == (a.unit is None):
         raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
-    energy = open_energy(a.model, a.reference)
-    if a.size is not None:
-        energy = enlarged(energy, (a.size, a.size))
+    energy = _resized(open_energy(a.model, a.reference), a.size)
     if a.unit is not None:
         energy = units(energy, a.unit)
     classes = find_classes("all" if a.classes is None else a.classes, energy)

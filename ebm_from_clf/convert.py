@@ -76,7 +76,7 @@ def create_classifier(name: str, *, pretrained: bool = True, **kwargs: Any) -> n
         if name == "frame_convnet":
             below, options = kwargs.pop("bottom", BOTTOM), kwargs.pop("bottom_kwargs", {})
             bottom = create_classifier(below, pretrained=pretrained, **options)
-            return FrameConvNet(bottom, **kwargs).eval()
+            return FrameConvNet(bottom, bottom_kwargs=options, **kwargs).eval()
         return timm.create_model(name, pretrained=pretrained, **kwargs).eval()
     except UsageError:
         raise

@@ -47,6 +47,7 @@ class FrameConvNet(nn.Module):
         in_chans: Channels of an image, 1 or 3.
         size: Height and width of the images that it learns from.
         torus: Whether images are taken to be on a torus; it may be set later.
+        bottom_kwargs: What timm was given to create the bottom, for who loads it again.
 
     Raises:
         ValueError: If the classifier does not have these layers or they take no other size, a
@@ -67,6 +68,7 @@ class FrameConvNet(nn.Module):
         in_chans: int = 1,
         size: int = 112,
         torus: bool = False,
+        bottom_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         info, config = _layers(bottom)
@@ -77,6 +79,7 @@ class FrameConvNet(nn.Module):
             )
         self.taps, self.in_chans, self.size = list(taps), in_chans, size
         self.border, self.kernel, self.torus = border, kernel, torus
+        self.bottom_kwargs = dict(bottom_kwargs or {})
         self.strides = [1 if tap < 0 else info[tap]["reduction"] for tap in taps]
         if in_chans not in (1, 3) or filters < 1:
             raise ValueError(
@@ -112,8 +115,7 @@ class FrameConvNet(nn.Module):
         """What creates such a network again, by the names of its arguments."""
         return {
             "bottom": self.bottom.pretrained_cfg["architecture"],
-            # With what timm was asked to create it.
-            "bottom_kwargs": dict(getattr(self.bottom, "_model_args", {})),
+            "bottom_kwargs": self.bottom_kwargs,
             "taps": list(self.taps),
             "filters": self.num_features,
             "kernel": self.kernel,

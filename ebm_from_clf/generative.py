@@ -176,7 +176,7 @@ def _on(network: nn.Module, size: tuple[int, int]) -> nn.Module:
     if not isinstance(network, FrameConvNet):
         raise ValueError(
             "enlarged: only a GenerativeConvNet or a FrameConvNet has another size, got "
-            f"{type(network).__name__}."
+            f"{type(network).__name__}. Leave out the size, or convert its classifier at that one."
         )
     if any(side % network.distance or side < network.border for side in size):
         raise ValueError(

@@ -43,9 +43,7 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
         write_text(new_folder(folder) / "recipe.yaml", text)
         return True
     if (folder / DIVERGED).exists():
-        fault = _fault(folder / DIVERGED)
-        forget(folder)
-        raise UsageError(f"{folder}: {fault} {AGAIN}")
+        raise UsageError(f"{folder}: {_fault(folder / DIVERGED)} {AGAIN}")
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
             f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
@@ -93,7 +91,7 @@ def fingerprints(train: Dataset, test: Dataset) -> list[int]:
 
 
 def note_diverged(folder: Path, update: int, error: Diverged) -> None:
-    """Notes that a run diverged, which is not resumed.
+    """Notes that a run diverged; its last state is kept, for who wants to look into it.
 
     Arguments:
         folder: The folder of the run.
@@ -101,7 +99,7 @@ def note_diverged(folder: Path, update: int, error: Diverged) -> None:
         error: Why.
     """
     write_json(folder / DIVERGED, {"update": update, "fault": str(error)})
-    forget(folder)
+    (folder / CHAINS).unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:

@@ -33,7 +33,9 @@ from .errors import Diverged, UsageError
 from .evaluate import accuracy
 from .finetune import Finetuner
 from .folders import claim, write_json
+from .frame import FrameConvNet
 from .freeze import chosen
+from .generative import GenerativeConvNet
 from .labels import by_name, check_labels
 from .machine import machine
 from .recipe import Recipe
@@ -203,11 +205,14 @@ def create_for(recipe: Recipe) -> tuple[nn.Module, PixelSpace]:
         # timm draws first weights from torch's global generator, the only way to seed them.
         torch.default_generator.manual_seed(recipe.finetune.seed)
         classifier = recipe.create()
-    own, size = getattr(classifier, "size", None), recipe.classifier.size
-    if size is not None and isinstance(own, int) and own != size:
+    size = recipe.classifier.size
+    if isinstance(classifier, FrameConvNet | GenerativeConvNet) and size not in (
+        None,
+        classifier.size,
+    ):
         raise UsageError(
-            f"classifier.size: {recipe.classifier.name} is made for {own} pixels, got {size}. "
-            "Give classifier.kwargs.size."
+            f"classifier.size: {recipe.classifier.name} is made for {classifier.size} pixels, got "
+            f"{size}. Give classifier.kwargs.size."
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return classifier.to(device), space_of(classifier, recipe.classifier.size).to(device)

@@ -69,7 +69,7 @@ def sample(
     """Draws n images of each class.
 
     Arguments:
-        energy: The energy.
+        energy: The energy. Images of a :class:`FrameConvNet` are on a torus, as its chains were.
         classes: The class indices, or weights of several of them.
         n: The number of images of each.
         seed: The seed of the first image; the others follow it.

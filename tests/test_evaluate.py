@@ -55,6 +55,8 @@ def test_diversity_is_the_mean_distance_within_classes():
 def test_copies_are_at_no_distance_from_what_they_repeat():
     known = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
     assert nearest(known[[1, 0, 1]], known) == 0
+    many = 10 + torch.randn(200, 100, generator=toys.seeded())
+    assert nearest(many[50:], many) == 0
     # More than one block of images.
     found = torch.tensor([[0.0, 1.0], [3.0, 6.0]]).repeat(150, 1)
     assert nearest(found, known) == pytest.approx(1.5)

@@ -343,9 +343,13 @@ def test_many_units_are_drawn_from(k=34):
     assert len(law.patterns) <= 1 + k + math.comb(k, 2)
     energy, u = planar(k, 0.4), law.sample(2000, generator=toys.seeded(17))
     on = (energy.classifier.responses(energy.space(energy.reference.decode(u))) > 0).double()
-    for i in range(k):
-        if 0.01 < law.on[i] < 0.99:
-            stats.assert_mean(on[:, i], float(law.on[i]))
+    often = [i for i in range(k) if 0.01 < law.on[i] < 0.99]
+    assert len(often) > 10
+    for i in often:
+        stats.assert_mean(on[:, i], float(law.on[i]))
+    # Mutant: the unit beside it.
+    wrong = [abs(float(on[:, i].mean() - law.on[(i + 1) % k])) for i in often]
+    assert max(wrong) > 5 * 0.5 / 2000**0.5
 
 
 def test_long_filters_have_their_law_or_are_refused():

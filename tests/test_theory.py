@@ -481,8 +481,9 @@ def test_the_command_takes_the_gain_and_the_reference_of_a_saved_energy(tmp_path
     reference = WhiteNoise(torch.full((3, 32, 32), 0.4), 0.3)
     energy = convert(create("test_resnet"), size=32, reference=reference, gain=7.0)
     save(energy, tmp_path / "model")
-    status, out, errors = call("theory", tmp_path / "model")
+    status, out, errors = call("theory", tmp_path / "model", "--size=32")
     assert (status, errors) == (0, "")
+    assert call("theory", tmp_path / "model", "--size=48")[0] == 2
     assert out.splitlines()[0].endswith("; gain 7, reference WhiteNoise")
     status, out, _ = call("theory", "test_resnet", "--pretrained=false", "--size=32", "--json")
     assert (json.loads(out)["gain"], json.loads(out)["reference"]) == (1.0, "SpectralNoise")

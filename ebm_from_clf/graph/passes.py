@@ -43,7 +43,7 @@ def pass_down(
 
     Arguments:
         graph: The graph.
-        messages: The messages, by the number of the result.
+        messages: The messages, by the number of the result; they are used up.
         n: The number of images.
         pattern: The slopes and positions, or what chooses them. `None` for those of the graph.
     """
@@ -89,7 +89,8 @@ def pass_up(
 
     Arguments:
         graph: The graph.
-        values: The results by their number; what does not come of them is 0.
+        values: The results by their number, to which the others are added; what does not come of
+            them is 0.
         pattern: The slopes and positions.
         offsets: Whether biases and offsets add.
     """

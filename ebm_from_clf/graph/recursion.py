@@ -59,7 +59,7 @@ def unit_down(graph: Graph, unit: int, weights: Tensor, pattern: Pattern) -> Ten
     """
     _check(graph)
     place = _unit(graph, unit).inputs[0]
-    return pass_down(graph, {place: weights}, len(weights), pattern).slope
+    return pass_down(graph, {place: weights}, len(graph.logits), pattern).slope
 
 
 def bottom_up(graph: Graph, direction: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -98,7 +98,9 @@ def _up(
 ) -> tuple[Tensor, list[Tensor]]:
     _check(graph)
     values, before = pass_up(graph, {0: x}, pattern, offsets=offsets)
-    return values[graph.result or 0], [x if r is None else r for r in before]
+    given = [r for r in before if r is not None]
+    assert len(given) == len(before), "every activation comes of the input"
+    return values[graph.result or 0], given
 
 
 def unit_up(graph: Graph, unit: int, change: Tensor, pattern: Pattern) -> list[Tensor | None]:

@@ -96,8 +96,7 @@ class PieceLaw:
 
         A pattern is proposed with the weight :math:`e^{\langle \beta, \delta \rangle +
         |B_\delta|^2 / 2}` and u from :math:`\mathcal{N}(B_\delta, 1)`; it is taken if u has that
-        pattern. That is one proposal of as many as there are pieces or more, since no weight is
-        above Z.
+        pattern. Of P pieces at least one proposal in P is, since no weight is above Z.
         """
         omega = self.omega.flatten(1)
         every = self.patterns.to(omega)
