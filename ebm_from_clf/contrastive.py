@@ -105,15 +105,16 @@ class Contrastive(nn.Module):
                 "Use storage='float16', or a support on the box."
             )
         energy.coarse, energy.start = None, chains.start
-        self.make_steps(sampler.n_steps)
+        self.make_steps(sampler.n_steps, sampler.step_size)
 
-    def make_steps(self, n_steps: int) -> None:
+    def make_steps(self, n_steps: int, step_size: float) -> None:
         """Sets the Langevin steps of an update, and with them the length of fresh chains.
 
         Arguments:
             n_steps: The number of steps.
+            step_size: Their step e.
         """
-        self.sampler = replace(self.sampler, n_steps=n_steps)
+        self.sampler = replace(self.sampler, n_steps=n_steps, step_size=step_size)
         # A fresh chain is as long as those of the store are in the end, on average.
         length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
         self.energy.sampler = replace(self.sampler, n_steps=length)

@@ -39,6 +39,7 @@ class GuardSettings:
         slow_down: Factor on the learning rate at each return.
         more_steps: Factor on the Langevin steps at each return because chains fell behind, beyond
             what a curriculum allows.
+        shorter_step: Factor on the length of a Langevin step then, for chains that overshoot.
         rollbacks: Returns before the run is stopped as diverged.
     """
 
@@ -54,15 +55,17 @@ class GuardSettings:
     keep_every: int = 40
     slow_down: float = 0.5
     more_steps: float = 1.5
+    shorter_step: float = 0.7
     rollbacks: int = 6
 
     def __post_init__(self) -> None:
         limits = ("max_gap", "max_class_gap", "max_score", "max_gradient", "max_lag")
-        if not (all(getattr(self, name) > 0 for name in limits) and 0 < self.slow_down <= 1):
+        if not all(getattr(self, name) > 0 for name in limits):
             raise ValueError(
-                f"GuardSettings: {', '.join(f'`{name}`' for name in limits)} must be positive, "
-                "`slow_down` in (0, 1]."
+                f"GuardSettings: {', '.join(f'`{name}`' for name in limits)} must be positive."
             )
+        if not (0 < self.slow_down <= 1 and 0 < self.shorter_step <= 1):
+            raise ValueError("GuardSettings: `slow_down` and `shorter_step` must be in (0, 1].")
         if not all(getattr(self, name) >= 0 for name in ("max_lost", "max_saturated", "min_move")):
             raise ValueError(
                 "GuardSettings: `max_lost`, `max_saturated` and `min_move` must be 0 or more."
@@ -128,14 +131,15 @@ def _behind(line: dict[str, float], limits: GuardSettings) -> Fault | None:
         return Fault(
             f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
             f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
-            "more Langevin steps, or match the stem to the image size",
+            "shorter Langevin steps and more of them, or match the stem to the image size",
             "chains",
         )
     if line["class_gap"] > limits.max_class_gap:
         worst = int(line["worst_class"])
         return Fault(
             f"chains of class {worst} fell behind its data, by {line['class_gap']:.3g} "
-            "logits. Look at its images, and start its chains nearer to them",
+            "logits. Take shorter Langevin steps and more of them, or start its chains nearer to "
+            "its images",
             "chains",
             [worst],
         )

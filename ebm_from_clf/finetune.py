@@ -256,6 +256,7 @@ class Finetuner:
             learning_rate=self.descent.rate,
             rollbacks=self.guard.rollbacks,
             n_steps=self.gen.sampler.n_steps,
+            step_size=self.gen.sampler.step_size,
             gain=self.energy.gain,
         )
 
@@ -293,9 +294,10 @@ class Finetuner:
     def _make_steps(self) -> None:
         grown = self.settings.curriculum.grown(self.update / self.settings.updates)
         n_steps = max(round(self.n_steps * grown * self.guard.steps), 1)
+        step_size = self.settings.sampler.step_size * self.guard.step_size
         # Only on a change: the length of fresh chains is read from the device.
-        if n_steps != self.gen.sampler.n_steps:
-            self.gen.make_steps(n_steps)
+        if (n_steps, step_size) != (self.gen.sampler.n_steps, self.gen.sampler.step_size):
+            self.gen.make_steps(n_steps, step_size)
 
 
 def finetune(

@@ -3,7 +3,8 @@ r"""When chains fall behind the data, begin them anew; then go back, slow down, 
 The guard begins single chains anew that got lost. When a line of the log shows a fault (see
 :mod:`ebm_from_clf.fault`) that chains alone may have, those of its classes are begun anew; if it
 comes again, or is one of the weights, the run returns to a state from well before it, with a lower
-learning rate, and more steps where chains fell behind. If that does not help either it stops with
+learning rate, and with more and shorter steps where chains fell behind: an energy that is too steep
+for the step throws them off, however many they make. If that does not help either it stops with
 the fault's name. The guard looks at numbers that learning has computed anyway, once for each line.
 """
 
@@ -50,7 +51,17 @@ class Guard:
     @property
     def steps(self) -> float:
         """The factor on the Langevin steps of an update."""
-        return self.settings.more_steps ** sum(a["of"] == "chains" for a in self._returns())
+        return self.settings.more_steps**self._behind
+
+    @property
+    def step_size(self) -> float:
+        """The factor on the length of a Langevin step."""
+        return self.settings.shorter_step**self._behind
+
+    @property
+    def _behind(self) -> int:
+        """How often the run went back because chains fell behind."""
+        return sum(a["of"] == "chains" for a in self._returns())
 
     @property
     def is_empty(self) -> bool:

@@ -343,8 +343,8 @@ def test_a_class_that_is_gone_is_begun_anew_and_the_run_goes_on(digits):
     assert tuner.journal.lines[-1]["class_gap"] < 5 and tuner.guard.rollbacks == 0
 
 
-def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
-    guard = Guard(GuardSettings(keep_every=10, rollbacks=2, more_steps=1.5))
+def test_guard_begins_anew_then_goes_back_with_more_and_shorter_steps_then_stops():
+    guard = Guard(GuardSettings(keep_every=10, rollbacks=2, more_steps=1.5, shorter_step=0.7))
     guard.keep(0, {"state": 1})
     behind = HEALTHY | {"mean_gap": 3.0}
     done = []
@@ -353,6 +353,7 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
         done.append(guard.act(find_fault(line, guard.settings), line))
     assert done == [None, {"state": 1}, None, {"state": 1}]
     assert (guard.rollbacks, guard.rate, guard.steps) == (2, 0.25, 1.5**2)
+    assert guard.step_size == pytest.approx(0.7**2)
     line = behind | {"update": 28}
     assert guard.act(find_fault(line, guard.settings), line) is None
     with pytest.raises(Diverged, match="at update 28 after 2 rollbacks"):
@@ -378,11 +379,11 @@ def test_guard_begins_anew_then_goes_back_with_more_steps_then_stops():
         line = HEALTHY | {"class_gap": 9.0, "worst_class": worst, "update": update}
         done.append(guard.act(find_fault(line, guard.settings), line))
     assert done == [None, None, {"state": 1}]
-    # A fault of the weights is none of the chains: no more steps.
+    # A fault of the weights is none of the chains: no other steps.
     guard = Guard(GuardSettings())
     guard.keep(0, {})
     guard.act(find_fault(HEALTHY | {"worst": 1e9}, guard.settings), HEALTHY)
-    assert (guard.rollbacks, guard.steps) == (1, 1.0)
+    assert (guard.rollbacks, guard.steps, guard.step_size) == (1, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("auc, steps", [(0.9, [4, 5, 6, 6]), (0.1, [2, 1, 1, 1]), (0.55, [3] * 4)])

@@ -83,12 +83,6 @@ CHANGES = {
     "short runs": {"chains.restart_rate": 1.0, "chains.burn_in": 25},
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
-    "longer chains": {"curriculum.growth": 3.0, "chains.restart_rate": (0.4, 0.004)},
-    "larger steps": {
-        "curriculum.growth": 3.0,
-        "chains.restart_rate": (0.4, 0.004),
-        "sampler.step_size": 0.2,
-    },
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
     "warm start": {"warm_start.updates": 60},
