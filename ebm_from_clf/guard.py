@@ -3,9 +3,10 @@ r"""When chains fall behind the data, begin them anew; then go back, slow down, 
 The guard begins single chains anew that got lost. When a line of the log shows a fault (see
 :mod:`ebm_from_clf.fault`) that chains alone may have, those of its classes are begun anew; if it
 comes again, or is one of the weights, the run returns to a state from well before it, with a lower
-learning rate, and with more and shorter steps where chains fell behind: an energy that is too steep
-for the step throws them off, however many they make. If that does not help either it stops with
-the fault's name. The guard looks at numbers that learning has computed anyway, once for each line.
+learning rate, and with more and shorter steps where chains fell behind: an energy that is too
+steep for the step throws them off, however many they make. If that does not help either it stops
+with the fault's name. The guard looks at numbers that learning has computed anyway, once for each
+line.
 """
 
 __all__ = ["Guard"]

@@ -263,11 +263,12 @@ def spoil_gradient(tuner):
 
 def freeze_chains(tuner):
     """Steps are next to nothing until the run goes back."""
-    sampler, restore = tuner.gen.sampler, tuner._restore
-    tuner.gen.sampler = replace(sampler, step_size=1e-7)
+    settings, restore = tuner.settings, tuner._restore
+    still = replace(settings.sampler, step_size=1e-7)
+    tuner.settings = replace(settings, sampler=still)
 
     def put_back(state):
-        tuner.gen.sampler = sampler
+        tuner.settings = settings
         restore(state)
 
     tuner._restore = put_back
