@@ -83,12 +83,13 @@ class Fault(NamedTuple):
 
     Arguments:
         text: What it is, and what to do about it.
-        of: What has it: the weights, chains that fell behind, or chains that are stuck.
+        of: What has it: the weights, chains that fell behind, chains that are stuck, or weights
+            for which chains overshoot.
         classes: The classes whose chains have it; `None` for all.
     """
 
     text: str
-    of: Literal["weights", "chains", "stuck"] = "weights"
+    of: Literal["weights", "chains", "stuck", "overshoot"] = "weights"
     classes: list[int] | None = None
 
 
@@ -103,6 +104,12 @@ def find_fault(line: dict[str, float], limits: GuardSettings) -> Fault | None:
     if not all(math.isfinite(line.get(name, 0.0)) for name in names):
         what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
         return Fault(f"a {what} is not finite. Lower the learning rate, or set clip_grad")
+    if line["worst"] > limits.max_score and line.get("mean_gap", 0.0) > limits.max_gap:
+        return Fault(
+            f"scores ran away, to {line['worst']:.3g}, those of chains far behind the data. Take "
+            "shorter Langevin steps, or lower the learning rate",
+            "overshoot",
+        )
     if line["worst"] > limits.max_score:
         return Fault(
             f"scores or losses ran away, to {line['worst']:.3g}. Lower the learning rate, or "

@@ -62,7 +62,7 @@ class Guard:
     @property
     def _behind(self) -> int:
         """How often the run went back because chains fell behind."""
-        return sum(a["of"] == "chains" for a in self._returns())
+        return sum(a["of"] in ("chains", "overshoot") for a in self._returns())
 
     @property
     def is_empty(self) -> bool:
@@ -119,7 +119,7 @@ class Guard:
         """
         update = int(line["update"])
         note = {"update": update, "fault": fault.text, "of": fault.of}
-        if fault.of != "weights" and str(fault.classes) not in self._anew:
+        if fault.of in ("chains", "stuck") and str(fault.classes) not in self._anew:
             self._anew[str(fault.classes)] = update
             self.actions.append(note | {"action": "chains begun anew"})
             return None
