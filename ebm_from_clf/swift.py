@@ -48,7 +48,7 @@ class Swift:
 
 
 def for_chains(energy: ClassifierEnergy) -> ClassifierEnergy:
-    """Returns an energy that shares everything with another one, for chains.
+    """Returns the energy that chains of an energy descend, which shares everything with it.
 
     A classifier whose observed images are cut out of larger ones may have a method `on_torus`,
     which returns it for images without a border, as `FrameConvNet` has: those are the chains.
@@ -57,8 +57,10 @@ def for_chains(energy: ClassifierEnergy) -> ClassifierEnergy:
         energy: The energy.
     """
     on_torus = getattr(energy.classifier, "on_torus", None)
+    if on_torus is None:
+        return energy
     found = sharing(energy)
-    found.classifier = energy.classifier if on_torus is None else on_torus()
+    found.classifier = on_torus()
     return found
 
 

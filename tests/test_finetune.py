@@ -387,6 +387,12 @@ def test_guard_begins_anew_then_goes_back_with_more_and_shorter_steps_then_stops
     guard.keep(0, {})
     guard.act(find_fault(HEALTHY | {"worst": 1e9}, guard.settings), HEALTHY)
     assert (guard.rollbacks, guard.steps, guard.step_size) == (1, 1.0, 1.0)
+    # Unless chains are far behind it: then it is too steep for their step, at once.
+    guard = Guard(GuardSettings(shorter_step=0.7))
+    guard.keep(0, {})
+    far = HEALTHY | {"worst": 1e9, "mean_gap": 50.0}
+    assert guard.act(find_fault(far, guard.settings), far) == {}
+    assert (guard.rollbacks, guard.step_size) == (1, 0.7)
 
 
 @pytest.mark.parametrize("auc, steps", [(0.9, [4, 5, 6, 6]), (0.1, [2, 1, 1, 1]), (0.55, [3] * 4)])

@@ -83,6 +83,7 @@ CHANGES = {
     "short runs": {"chains.restart_rate": 1.0, "chains.burn_in": 25},
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
+    "steps of .2": {"sampler.step_size": 0.2},
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
     "warm start": {"warm_start.updates": 60},
@@ -151,7 +152,8 @@ def row(name, seed, a, judge):
     energy.start = start
     images = None
     for steps in (*a.longer, a.steps):
-        sampler = replace(recipe.finetune.sampler, n_steps=steps)
+        # With the step that the run ended with: the guard may have shortened it.
+        sampler = replace(energy.sampler, n_steps=steps)
         try:
             found = draw(energy, list(range(energy.n_classes)), a.n, sampler=sampler)
         except Diverged as error:
