@@ -227,8 +227,9 @@ def test_with_a_held_body_the_likelihood_is_concave_and_bends_by_the_spread_of_f
     with torch.random.fork_rng():
         torch.random.manual_seed(4)
         body = nn.Sequential(nn.Flatten(), nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 4))
+        classifier = Headed(body, 4)
     reference = WhiteNoise(torch.full((1, 1, 2), 0.5))
-    energy = ClassifierEnergy(Headed(body, 4), reference, gain=3.0).double()
+    energy = ClassifierEnergy(classifier, reference, gain=3.0).double()
     side = torch.linspace(-7, 7, 121).double()
     u = torch.cartesian_prod(side, side).view(-1, 1, 1, 2)
     y = torch.zeros(len(u), dtype=torch.int64)
