@@ -25,6 +25,7 @@ from .marginal import Marginal, joint
 from .noise import normal
 from .objective import Objective
 from .space import check_pixels
+from .stride import Stride
 from .swift import Swift, for_chains
 
 
@@ -55,11 +56,14 @@ class Synthesized(NamedTuple):
         draw: Where they came from in the store.
         moved: The distance of their last steps per root of a dimension, in standard deviations
             of the reference, with shape (B).
+        stiffness: The mean stiffness of their steps, with shape (B); NaN after a single one. See
+            :mod:`ebm_from_clf.stride`.
     """
 
     images: Tensor
     draw: Draw
     moved: Tensor
+    stiffness: Tensor
 
 
 class Contrastive(nn.Module):
@@ -73,6 +77,8 @@ class Contrastive(nn.Module):
         chains: The persistent chains.
         objective: The loss.
         generator: The generator of all its noise.
+        max_stiffness: Largest stiffness of the chains' steps, which are shortened above it, and
+            as long as `sampler` says at most. `None` for steps that stay.
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or joint
@@ -87,10 +93,11 @@ class Contrastive(nn.Module):
         objective: Objective | None = None,
         *,
         generator: torch.Generator | None = None,
+        max_stiffness: float | None = 0.25,
     ) -> None:
         super().__init__()
         self.energy = energy
-        self.sampler = sampler
+        self.sampler = self.longest = sampler
         self.chains = chains
         self.objective = objective or Objective()
         if self.objective.scores == "joint" and energy.gauge == "log_softmax":
@@ -105,6 +112,8 @@ class Contrastive(nn.Module):
                 "Use storage='float16', or a support on the box."
             )
         energy.coarse, energy.start = None, chains.start
+        # Where the norm of the drift is fixed, its fall says nothing about the energy.
+        self.stride = Stride(max_stiffness if sampler.tilt_norm is None else None)
         self.make_steps(sampler.n_steps, sampler.step_size)
 
     def make_steps(self, n_steps: int, step_size: float) -> None:
@@ -112,9 +121,10 @@ class Contrastive(nn.Module):
 
         Arguments:
             n_steps: The number of steps.
-            step_size: Their step e.
+            step_size: Their longest step e.
         """
-        self.sampler = replace(self.sampler, n_steps=n_steps, step_size=step_size)
+        self.longest = replace(self.sampler, n_steps=n_steps, step_size=step_size)
+        self.sampler = replace(self.longest, step_size=step_size * self.stride.factor)
         # A fresh chain is as long as those of the store are in the end, on average.
         length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
         self.energy.sampler = replace(self.sampler, n_steps=length)
@@ -148,10 +158,13 @@ class Contrastive(nn.Module):
             first = replace(self.sampler, n_steps=self.chains.burn_in)
             u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
         before = u
-        u, _ = self.sampler(energy, u, y, generator=self.generator)
+        u, trace = self.sampler(energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
-        return Synthesized(self.energy.reference.decode(u), draw, moved)
+        stiffness = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
+        if self.stride.note(stiffness):
+            self.make_steps(self.longest.n_steps, self.longest.step_size)
+        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""

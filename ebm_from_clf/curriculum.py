@@ -20,6 +20,8 @@ __all__ = ["Curriculum"]
 import math
 from dataclasses import dataclass
 
+from .stride import Stride
+
 WIDTH = 0.1
 
 
@@ -33,12 +35,16 @@ class Curriculum:
             an update makes one step more; .1 below it, one step less. 1 for steps as they are.
         fewest: Least number of steps by `auc`, before they grow.
         most: Largest number of steps by `auc`, before they grow.
+        max_stiffness: Largest stiffness of a step, above which steps are shortened, and
+            lengthened again when the energy allows it; `None` for steps that stay as long as the
+            sampler says. See :mod:`ebm_from_clf.stride`.
     """
 
     growth: float = 1.0
     auc: float = 1.0
     fewest: int = 1
     most: int = 40
+    max_stiffness: float | None = 0.25
 
     def __post_init__(self) -> None:
         if not 0 < self.auc <= 1:
@@ -50,6 +56,7 @@ class Curriculum:
                 f"Curriculum: `fewest` must be 1 or more, and `most` no less, got {self.fewest} "
                 f"and {self.most}."
             )
+        Stride(self.max_stiffness)
 
     def grown(self, progress: float) -> float:
         """Returns what steps are multiplied by at a fraction of the run.

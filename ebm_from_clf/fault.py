@@ -39,7 +39,7 @@ class GuardSettings:
         slow_down: Factor on the learning rate at each return.
         more_steps: Factor on the Langevin steps at each return because chains fell behind, beyond
             what a curriculum allows.
-        shorter_step: Factor on the length of a Langevin step then, for chains that overshoot.
+        shorter_step: Factor on the length of a Langevin step then, if chains overshot.
         rollbacks: Returns before the run is stopped as diverged.
     """
 

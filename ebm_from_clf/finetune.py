@@ -1,13 +1,9 @@
-r"""Fine-tuning: Algorithm 1 of the paper, with persistent chains and the classifier kept.
+r"""Fine-tuning: updates of Algorithm 1 of the paper, watched over.
 
-Each update draws a batch of observed images, moves one chain of each of their classes by a few
-Langevin steps with the parameters held, and descends
-
-.. math:: L_{contrast}(f(x), f(\tilde x)) + w \, CE(f(\mathrm{augment}(x')), y')
-
-with one forward of all images together. The weights that are kept are the exponential moving
-average of those that moved. The first updates may be a warm start instead, which denoises images
-and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
+Each update contrasts observed images with persistent chains of their classes (see
+:mod:`ebm_from_clf.learner`). Some of them make a line of the log, which the guard looks at:
+healthy states are kept, and returned to when chains or weights go astray. The weights that are
+kept in the end are the moving average of those on the way.
 """
 
 __all__ = ["Finetuner", "finetune"]
@@ -24,9 +20,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .batches import pairs
-from .contrastive import Contrastive
-from .denoise import check_twice, warm_loss
-from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .fault import find_fault
@@ -34,6 +27,7 @@ from .folders import new_folder
 from .guard import Guard
 from .journal import Journal
 from .labels import check_labels
+from .learner import Learner, Pair
 from .settings import Settings
 from .space import check_pixels
 from .trail import CHAINS, Trail
@@ -73,21 +67,10 @@ class Finetuner:
             raise UsageError(f"the data: {error}") from error
         self.generator = torch.Generator().manual_seed(settings.seed * 1009)
         start = settings.start.build(energy, dataset, n_classes)
-        self.descent = Descent(energy.classifier, settings)
-        self.device = self.descent.device
-        self.energy = energy.to(self.device)
-        if settings.warm_start.updates:
-            check_twice(energy.classifier, energy.space)
-        if settings.learn_gain and energy.gauge == "log_softmax":
-            raise UsageError(
-                "learn_gain: in the gauge log_softmax the gap is not the slope of the likelihood "
-                "in the gain. Use gauge='raw' or 'centered'."
-            )
         file = None if folder is None else folder / CHAINS
-        self.chains = settings.chains.build(energy.reference, start, n_classes, file)
-        self.gen = Contrastive(
-            energy, settings.sampler, self.chains, settings.objective, generator=self.generator
-        )
+        self.learner = Learner(energy, start, settings, self.generator, n_classes, file)
+        self.energy, self.chains = energy, self.learner.chains
+        self.gen, self.descent = self.learner.gen, self.learner.descent
         # Without a box there is no border to stick to.
         free = replace(settings.guard, max_saturated=1.0)
         self.guard = Guard(free if energy.support == "unbounded" else settings.guard)
@@ -106,8 +89,9 @@ class Finetuner:
             "guard": self.guard.state_dict(),
             "journal": self.journal.state_dict(),
             "n_steps": self.n_steps,
+            "stride": self.gen.stride.state_dict(),
             "generator": self.generator.get_state(),
-            **self._parts(),
+            **self.learner.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,21 +105,9 @@ class Finetuner:
         self.journal.load_state_dict(state["journal"])
         self.generator.set_state(state["generator"])
         self.n_steps = state["n_steps"]
-        self._restore(state)
+        self.gen.stride.load_state_dict(state["stride"])
+        self.learner.load_state_dict(state)
         self._make_steps()
-
-    def _parts(self) -> dict[str, Any]:
-        """Returns what learning changes, which is what the guard goes back to."""
-        return {
-            "descent": self.descent.state_dict(),
-            "chains": self.chains.state_dict(),
-            "gain": self.energy.gain,
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.descent.load_state_dict(state["descent"])
-        self.chains.load_state_dict(state["chains"])
-        self.energy.gain = state["gain"]
 
     def batches(self) -> Iterator[list[Tensor]]:
         """Yields observed images and labels, then clean ones, from where the run stands."""
@@ -144,7 +116,7 @@ class Finetuner:
             self.dataset, sizes, seed=self.settings.seed, position=self.update
         ):
             clean = self.settings.augment(clean, self.generator)
-            yield [t.to(self.device) for t in (x, y, clean, labels)]
+            yield [t.to(self.learner.device) for t in (x, y, clean, labels)]
 
     def step(self, x: Tensor, y: Tensor, clean: Tensor, labels: Tensor) -> None:
         """Makes one update and notes it in the journal.
@@ -158,44 +130,20 @@ class Finetuner:
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
         if self.update < self.settings.warm_start.updates:
-            self._denoise(x, y, pair)
+            self.journal.add_denoised(
+                *self.learner.denoise(x, y, pair, self.update, self.guard.rate)
+            )
         else:
             self._contrast(x, y, pair)
         self.update += 1
 
-    def _denoise(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
-        """Makes one update of the warm start, which leaves the chains where they are."""
-        settings, objective = self.settings, self.settings.objective
-        with self.descent.held():
-            loss, weight = warm_loss(
-                self.energy,
-                x,
-                y,
-                settings.warm_start,
-                settings.sampler,
-                joint=objective.scores == "joint",
-                generator=self.generator,
-            )
-            cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
-            if clean is not None:
-                images, labels = self.gen.worst(*clean)
-                logits = self.energy.classify(images, self.descent.wrapped)
-                cross_entropy, hits = objective.classification(logits, labels)
-            total = weight * loss + objective.cross_entropy * cross_entropy
-            gradient = self.descent.step(total, self.update, self.guard.rate)
-        self.journal.add_denoised(loss, cross_entropy, hits, gradient)
-
-    def _contrast(self, x: Tensor, y: Tensor, clean: tuple[Tensor, Tensor] | None) -> None:
-        """Makes one update with chains: observed images against synthesized ones."""
+    def _contrast(self, x: Tensor, y: Tensor, clean: Pair | None) -> None:
+        """Makes an update with chains, and begins anew those that it lost."""
         self._make_steps()
-        synthesized = self.gen.synthesize(y)
-        with self.descent.held():
-            terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
-            loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
-            gradient = self.descent.step(loss, self.update, self.guard.rate)
-        lost = self.guard.lost(terms.observed, terms.synthesized)
-        self.chains.begin_anew(synthesized.draw, lost)
-        self.journal.add(x, terms, synthesized, lost, gradient)
+        done = self.learner.contrast(x, y, clean, self.update, self.guard.rate)
+        lost = self.guard.lost(done.terms.observed, done.terms.synthesized)
+        self.chains.begin_anew(done.synthesized.draw, lost)
+        self.journal.add(x, done.terms, done.synthesized, lost, done.gradient)
 
     def run(
         self,
@@ -227,7 +175,7 @@ class Finetuner:
     def _loop(self, trail: Trail, callback: Callable[[dict[str, float]], None] | None) -> None:
         begin = time.perf_counter() - self.seconds
         if self.guard.is_empty:
-            self.guard.keep(self.update, self._parts())
+            self.guard.keep(self.update, self.learner.state_dict())
         if not self.update:
             trail.keep(0, self.state_dict)
         batches = self.batches()
@@ -278,14 +226,14 @@ class Finetuner:
             warm = 0 < self.update == self.settings.warm_start.updates
             if warm or self.guard.wants(self.update):
                 # What the warm start has learned it does not learn again.
-                self.guard.keep(self.update, self._parts(), alone=warm)
+                self.guard.keep(self.update, self.learner.state_dict(), alone=warm)
         else:
             state = self.guard.act(fault, line)
             if state is None:
                 self.chains.begin_all_anew(fault.classes)
                 self.journal.forget(fault.classes)
             else:
-                self._restore(state)
+                self.learner.load_state_dict(state)
                 self.journal.forget(None)
                 if self.update >= self.settings.updates and not self.guard.actions[-1]["back_to"]:
                     raise Diverged(f"fine-tuning ended where it began: {fault.text}.")
@@ -295,8 +243,9 @@ class Finetuner:
         grown = self.settings.curriculum.grown(self.update / self.settings.updates)
         n_steps = max(round(self.n_steps * grown * self.guard.steps), 1)
         step_size = self.settings.sampler.step_size * self.guard.step_size
+        fitted = (n_steps, step_size * self.gen.stride.factor)
         # Only on a change: the length of fresh chains is read from the device.
-        if (n_steps, step_size) != (self.gen.sampler.n_steps, self.gen.sampler.step_size):
+        if fitted != (self.gen.sampler.n_steps, self.gen.sampler.step_size):
             self.gen.make_steps(n_steps, step_size)
 
 

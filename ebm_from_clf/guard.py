@@ -3,10 +3,10 @@ r"""When chains fall behind the data, begin them anew; then go back, slow down, 
 The guard begins single chains anew that got lost. When a line of the log shows a fault (see
 :mod:`ebm_from_clf.fault`) that chains alone may have, those of its classes are begun anew; if it
 comes again, or is one of the weights, the run returns to a state from well before it, with a lower
-learning rate, and with more and shorter steps where chains fell behind: an energy that is too
-steep for the step throws them off, however many they make. If that does not help either it stops
-with the fault's name. The guard looks at numbers that learning has computed anyway, once for each
-line.
+learning rate, and with more steps where chains fell behind; with shorter ones too where these were
+stiff, since an energy that is too steep for the step throws chains off, however many they make
+(see :mod:`ebm_from_clf.stride`). If that does not help either it stops with the fault's name. The
+guard looks at numbers that learning has computed anyway, once for each line.
 """
 
 __all__ = ["Guard"]
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .errors import Diverged
 from .fault import Fault, GuardSettings
+from .stride import EDGE
 
 
 class Guard:
@@ -52,17 +53,13 @@ class Guard:
     @property
     def steps(self) -> float:
         """The factor on the Langevin steps of an update."""
-        return self.settings.more_steps**self._behind
+        behind = sum(a["of"] in ("chains", "overshoot") for a in self._returns())
+        return self.settings.more_steps**behind
 
     @property
     def step_size(self) -> float:
         """The factor on the length of a Langevin step."""
-        return self.settings.shorter_step**self._behind
-
-    @property
-    def _behind(self) -> int:
-        """How often the run went back because chains fell behind."""
-        return sum(a["of"] in ("chains", "overshoot") for a in self._returns())
+        return self.settings.shorter_step ** sum(a["stiff"] for a in self._returns())
 
     @property
     def is_empty(self) -> bool:
@@ -118,7 +115,9 @@ class Guard:
             Diverged: If the run went back often enough already.
         """
         update = int(line["update"])
-        note = {"update": update, "fault": fault.text, "of": fault.of}
+        stiff = fault.of == "chains" and line.get("stiffness", 0.0) > EDGE
+        stiff = stiff or fault.of == "overshoot"
+        note = {"update": update, "fault": fault.text, "of": fault.of, "stiff": stiff}
         if fault.of in ("chains", "stuck") and str(fault.classes) not in self._anew:
             self._anew[str(fault.classes)] = update
             self.actions.append(note | {"action": "chains begun anew"})

@@ -36,10 +36,13 @@ class Trace(NamedTuple):
     Arguments:
         energy: The energies U, in nats, with shape (B) or (n_steps, B).
         score_norm: The norms of the score, the gradient of -U, with the same shape.
+        curvature: How much U curves along the step that came before, the fall of the drift along
+            it over its length, with the same shape; NaN where none came before.
     """
 
     energy: Tensor
     score_norm: Tensor
+    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,17 @@ class Langevin:
         Returns:
             The next state, and the energy and score norm of this one.
         """
-        drift, trace = self._drift(energy, u, y, generator)
+        drift, value, norm = self._drift(energy, u, y, generator)
+        trace = Trace(value, norm, torch.full_like(norm, math.nan))
+        return self._move(energy, u, drift, generator), trace
+
+    def _move(self, energy: Energy, u: Tensor, drift: Tensor, generator: Randomness) -> Tensor:
+        """Returns the next state."""
         u = u + self.step_size**2 / 2 * drift
         if self.noise_std > 0:
             u = u + self.noise_std * normal(u, generator)
         confine = getattr(energy, "confine", None)
-        return u if confine is None else confine(u), trace
+        return u if confine is None else confine(u)
 
     def heat(self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness) -> Tensor:
         r"""Returns how much a random score adds to the temperature, with shape (B).
@@ -149,15 +157,15 @@ class Langevin:
 
     def _drift(
         self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness
-    ) -> tuple[Tensor, Trace]:
-        """Returns the drift B - u as it is used, and the energy and norm of the score."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the drift B - u as it is used, the energy, and the norm of the score."""
         realise = getattr(energy, "realise", None)
         now = energy if realise is None else realise(u, generator)
         value, score = energy_and_score(now, u, y)
         norm = score.flatten(1).norm(dim=1)
         if self.tilt_norm is not None:
             score = _rescale(score + u, self.tilt_norm) - u
-        return score, Trace(value, norm)
+        return score, value, norm
 
     def __call__(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
@@ -173,11 +181,13 @@ class Langevin:
         rows: list[Trace] = []
         with _sampling(energy):
             u, y = u.detach().clone(), y.clone()
+            last = None
             for _ in range(self.n_steps):
-                u, row = self.step(energy, u, y, generator=generator)
-                rows.append(row)
+                drift, value, norm = self._drift(energy, u, y, generator)
+                rows.append(Trace(value, norm, _curvature(last, (u, drift))))
+                last, u = (u, drift), self._move(energy, u, drift, generator)
         if not rows:
-            return u, Trace(u.new_empty(0, len(u)), u.new_empty(0, len(u)))
+            return u, Trace(*u.new_empty(3, 0, len(u)))
         return u, Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -195,6 +205,19 @@ def energy_and_score(energy: Energy, u: Tensor, y: Tensor) -> tuple[Tensor, Tens
         # The sum, not the mean: each chain has its own gradient, whatever the batch.
         (gradient,) = torch.autograd.grad(value.sum(), u)
     return value.detach(), -gradient
+
+
+def _curvature(last: tuple[Tensor, Tensor] | None, now: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns how fast the drift falls from one state to the next, with shape (B).
+
+    Arguments:
+        last: The state before and its drift.
+        now: The state and its drift.
+    """
+    if last is None:
+        return torch.full_like(now[0].flatten(1)[:, 0], math.nan)
+    moved, change = ((b - a).flatten(1) for a, b in zip(last, now, strict=True))
+    return -(moved * change).sum(1) / moved.square().sum(1)
 
 
 @contextmanager

@@ -16,4 +16,4 @@ def same_seed():
     """Each test draws the same numbers, alone or after any other one."""
     import torch  # after the number of threads is set
 
-    torch.manual_seed(0)
+    torch.random.manual_seed(0)

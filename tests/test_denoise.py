@@ -630,7 +630,7 @@ def test_a_run_without_the_stage_asks_nothing_of_the_classifier(digits, monkeypa
         raise AssertionError
 
     # The package has a function of the name of the module.
-    monkeypatch.setattr(sys.modules["ebm_from_clf.finetune"], "check_twice", fail)
+    monkeypatch.setattr(sys.modules["ebm_from_clf.learner"], "check_twice", fail)
     tuner_of(digits, warm=0)
     with pytest.raises(AssertionError):
         tuner_of(digits, warm=1)

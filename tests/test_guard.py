@@ -7,6 +7,7 @@ from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Settings, WhiteNoise
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
+from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Images
 from ebm_from_clf.fault import GuardSettings
 from ebm_from_clf.finetune import Finetuner
@@ -31,7 +32,8 @@ class Well(nn.Module):
 def test_a_well_that_is_too_steep_for_the_step_is_learned_by_shorter_ones(shorter, learns):
     """Chains of step e have the variance 1 / (a (1 - a e^2 / 4)), a = 1 + w, which is e^2 or more.
 
-    Data of less cannot be learned at e = .4; at .7 of it they can. Mutant: the step stays.
+    Data of less cannot be learned at e = .4; at .7 of it they can. Mutant: the step stays. Here
+    the guard is alone: steps do not follow the energy.
     """
     u = 0.1**0.5 * torch.randn(400, 1, 4, 4, generator=toys.seeded(3))
     pixels = (255 * (0.5 + 0.25 * u)).round().byte()
@@ -45,6 +47,7 @@ def test_a_well_that_is_too_steep_for_the_step_is_learned_by_shorter_ones(shorte
         clean_batch_size=0,
         learning_rate=1.0,
         sampler=Langevin(4, 0.4),
+        curriculum=Curriculum(max_stiffness=None),
         start=StartSettings(kind="reference"),
         chains=ChainSettings(per_class=64, restart_rate=0.0, burn_in=8),
         objective=Objective(cross_entropy=0.0),

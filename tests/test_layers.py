@@ -6,8 +6,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
-    ["curriculum", "errors", "mapped", "modes", "noise", "restart"],
-    ["fold", "frame", "graph", "reference", "smooth", "space"],
+    ["errors", "mapped", "modes", "noise", "restart", "stride"],
+    ["curriculum", "fold", "frame", "graph", "reference", "smooth", "space"],
     ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
     [
@@ -41,6 +41,7 @@ FLOORS = [
     ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
     ["settings"],
     ["descent", "edit", "gallery"],
+    ["learner"],
     ["finetune", "named"],
     ["recipe", "report"],
     ["resume"],

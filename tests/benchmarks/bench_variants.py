@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_variants.py --rows recipe logistic
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_variants.py --seeds 0 1 2 3 4 --updates 500 \\
-        --rows resnet convnext efficientnet vit
+        --rows resnet convnext efficientnet vit "vit + steps that stay"
 
 Every row of a seed makes the same number of updates from the same classifier, but for the kinds of
 classifier, which are trained for some passes of their own. All are sampled alike, from the starts
@@ -84,6 +84,7 @@ CHANGES = {
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
     "steps of .2": {"sampler.step_size": 0.2},
+    "steps that stay": {"curriculum.max_stiffness": None},
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
     "warm start": {"warm_start.updates": 60},
@@ -101,7 +102,13 @@ def put(settings, path, value):
     )
 
 
-def varied(recipe, name):
+def varied(recipe, names):
+    for name in names.split(" + "):
+        recipe = changed(recipe, name)
+    return recipe
+
+
+def changed(recipe, name):
     if name in CHANGES:
         for path, value in CHANGES[name].items():
             recipe = put(recipe, f"finetune.{path}", value)

@@ -1,0 +1,149 @@
+r"""One update: Algorithm 1 of the paper, with the classifier kept.
+
+.. math:: L = L_{contrast}(f(x), f(\tilde x)) + w \, CE(f(\mathrm{augment}(x')), y')
+
+One chain of each observed class moves by a few Langevin steps with the parameters held; then one
+forward of all images together is descended. An update of the warm start denoises images instead
+and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
+"""
+
+__all__ = ["Learner"]
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contrastive import Contrastive, Synthesized, Terms
+from .denoise import check_twice, warm_loss
+from .descent import Descent
+from .energy import ClassifierEnergy
+from .errors import UsageError
+from .settings import Settings
+from .start import Start
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Contrasted(NamedTuple):
+    """What an update with chains leaves behind: its terms, its chains, the gradient's norm."""
+
+    terms: Terms
+    synthesized: Synthesized
+    gradient: Tensor
+
+
+class Denoised(NamedTuple):
+    """What an update of the warm start leaves behind: scalars, detached."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    hits: Tensor
+    gradient: Tensor
+
+
+class Learner:
+    """Creates what an update changes: the classifier, its optimiser and the chains.
+
+    Arguments:
+        energy: The energy; its classifier is trained in place.
+        start: Where chains begin.
+        settings: The settings.
+        generator: The generator of all its noise.
+        n_classes: The number of classes.
+        file: The file of mapped chains; `None` for a temporary one.
+
+    Raises:
+        UsageError: If mapped chains do not fit the disk, the classifier has no such part to
+            freeze, or a warm start is asked for that it cannot make.
+    """
+
+    def __init__(
+        self,
+        energy: ClassifierEnergy,
+        start: Start,
+        settings: Settings,
+        generator: torch.Generator,
+        n_classes: int,
+        file: Path | None,
+    ) -> None:
+        self.settings, self.generator = settings, generator
+        self.descent = Descent(energy.classifier, settings)
+        self.device = self.descent.device
+        self.energy = energy.to(self.device)
+        if settings.warm_start.updates:
+            check_twice(energy.classifier, energy.space)
+        if settings.learn_gain and energy.gauge == "log_softmax":
+            raise UsageError(
+                "learn_gain: in the gauge log_softmax the gap is not the slope of the likelihood "
+                "in the gain. Use gauge='raw' or 'centered'."
+            )
+        self.chains = settings.chains.build(energy.reference, start, n_classes, file)
+        self.gen = Contrastive(
+            energy,
+            settings.sampler,
+            self.chains,
+            settings.objective,
+            generator=generator,
+            max_stiffness=settings.curriculum.max_stiffness,
+        )
+
+    def contrast(
+        self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float
+    ) -> Contrasted:
+        """Makes an update with chains: observed images against synthesized ones.
+
+        Arguments:
+            x: Observed images, with shape (B, C, H, W).
+            y: Their class indices, with shape (B).
+            clean: Augmented images for the cross-entropy and their class indices.
+            at: The number of updates made before.
+            rate: A factor on the learning rate.
+        """
+        synthesized = self.gen.synthesize(y)
+        with self.descent.held():
+            terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
+            loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
+            gradient = self.descent.step(loss, at, rate)
+        return Contrasted(terms, synthesized, gradient)
+
+    def denoise(self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float) -> Denoised:
+        """Makes an update of the warm start; arguments as for :meth:`contrast`."""
+        settings, objective = self.settings, self.settings.objective
+        with self.descent.held():
+            loss, weight = warm_loss(
+                self.energy,
+                x,
+                y,
+                settings.warm_start,
+                settings.sampler,
+                joint=objective.scores == "joint",
+                generator=self.generator,
+            )
+            cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
+            if clean is not None:
+                images, labels = self.gen.worst(*clean)
+                logits = self.energy.classify(images, self.descent.wrapped)
+                cross_entropy, hits = objective.classification(logits, labels)
+            total = weight * loss + objective.cross_entropy * cross_entropy
+            gradient = self.descent.step(total, at, rate)
+        return Denoised(loss.detach(), cross_entropy.detach(), hits, gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what learning changes."""
+        return {
+            "descent": self.descent.state_dict(),
+            "chains": self.chains.state_dict(),
+            "gain": self.energy.gain,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave.
+
+        Arguments:
+            state: The state.
+        """
+        self.descent.load_state_dict(state["descent"])
+        self.chains.load_state_dict(state["chains"])
+        self.energy.gain = state["gain"]
