@@ -97,7 +97,7 @@ class Contrastive(nn.Module):
     ) -> None:
         super().__init__()
         self.energy = energy
-        self.sampler = self.longest = sampler
+        self.sampler = self._longest = sampler
         self.chains = chains
         self.objective = objective or Objective()
         if self.objective.scores == "joint" and energy.gauge == "log_softmax":
@@ -123,8 +123,8 @@ class Contrastive(nn.Module):
             n_steps: The number of steps.
             step_size: Their longest step e.
         """
-        self.longest = replace(self.sampler, n_steps=n_steps, step_size=step_size)
-        self.sampler = replace(self.longest, step_size=step_size * self.stride.factor)
+        self._longest = replace(self.sampler, n_steps=n_steps, step_size=step_size)
+        self.sampler = replace(self._longest, step_size=step_size * self.stride.factor)
         # A fresh chain is as long as those of the store are in the end, on average.
         length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
         self.energy.sampler = replace(self.sampler, n_steps=length)
@@ -163,7 +163,7 @@ class Contrastive(nn.Module):
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         stiffness = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
         if self.stride.note(stiffness):
-            self.make_steps(self.longest.n_steps, self.longest.step_size)
+            self.make_steps(self._longest.n_steps, self._longest.step_size)
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
     def _chain_energy(self) -> nn.Module:

@@ -42,7 +42,7 @@ class Settings:
             logit, at each line of the log, at most .1; 0 for a gain that stays.
         freeze: Parts of the classifier whose weights do not learn, by names or patterns with
             commas between, such as `conv1,layer[12]`; `body` is all but the last layer.
-        sampler: How chains move in one update.
+        sampler: How chains move in one update; its step is the longest that they take.
         curriculum: How the number of their steps follows what they reach.
         start: Where chains begin.
         chains: How chains are remembered.

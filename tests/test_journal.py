@@ -20,7 +20,7 @@ def terms(contrast, entropy, observed, synthesized, hits):
 def note(journal, *numbers, gradient=1.0, lost=(False, False), y=(0, 1)):
     images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
     draw = Draw(images, torch.tensor(y), torch.zeros(2), torch.zeros(2))
-    chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]))
+    chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4]))
     observed = torch.full((2, 1, 1, 1), 0.5)
     journal.add(observed, terms(*numbers), chains, torch.tensor(lost), torch.tensor(gradient))
 
@@ -36,6 +36,7 @@ def test_a_line_holds_means_and_last_numbers():
     # Observed 2 and 4 against 0 and 2, then 1 and 3 against -8 and -6: 3 pairs of 4, then all.
     assert line["auc"] == 0.875
     assert (line["moved"], line["saturated"], line["gradient"]) == (pytest.approx(0.2), 0.5, 1.0)
+    assert line["stiffness"] == pytest.approx(0.39)
     assert line["saturated_observed"] == 0
     note(journal, 0.0, 0.0, 0.0, 0.0, 1.0)
     assert journal.line()["worst"] == 0 and len(journal.lines) == 2

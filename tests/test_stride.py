@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_its_step():
     state = copy.deepcopy(tuner.state_dict())
     other, _ = narrow(0.25)
     other.load_state_dict(state)
-    assert other.gen.sampler == tuner.gen.sampler != tuner.gen.longest
+    assert other.gen.sampler == tuner.gen.sampler != tuner.settings.sampler
     for run in (tuner, other):
         again = run.batches()
         for _ in range(EVERY):
