@@ -131,10 +131,13 @@ def _quickstart(a: Namespace) -> None:
 
 def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
-    classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
+    energy = load(a.classifier) if a.pretrained and is_energy(a.classifier) else None
+    classifier = _classifier(a) if energy is None else energy.classifier
     result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
+    gain = None
+    if result.ok:
+        gain = _gain(classifier, a) if energy is None else energy.gain
     if a.json:
-        gain = _gain(classifier, a) if result.ok else None
         print(json.dumps(result.as_dict() | {"gain": gain}, indent=2))
     else:
         shape = "x".join(map(str, result.shape))
@@ -147,14 +150,19 @@ def _doctor(a: Namespace) -> None:
                 f"  a step of {result.batch} images takes {result.step_ms:.0f} ms on "
                 f"{result.device}, {ratio:.1f} times a forward pass"
             )
-        if result.ok:
-            gain = _gain(classifier, a)
+        if gain and energy is None:
             print(
                 f"  smoothed, a gradient at gain 1 has {NORM / gain:.2g} of the norm of noise; "
                 f"`sample` takes the gain {gain:.3g}"
             )
+        elif gain:
+            print(f"  `sample` takes the gain that was saved with it, {gain:.3g}")
     if not result.ok:
         raise UsageError(result.refusal)
+
+
+def _classifier(a: Namespace) -> nn.Module:
+    return create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
 
 
 def _theory(a: Namespace) -> None:
@@ -163,8 +171,7 @@ def _theory(a: Namespace) -> None:
         # With the gain and the reference that it was fine-tuned with.
         energy = _resized(load(a.classifier), a.size)
     else:
-        classifier = create_classifier(timm_name(a.classifier), pretrained=a.pretrained)
-        energy = convert(classifier, size=a.size)
+        energy = convert(_classifier(a), size=a.size)
     found = examine_theory(energy, name=a.classifier)
     print(json.dumps(found.as_dict(), indent=2) if a.json else found)
     if found.failed:

@@ -526,6 +526,7 @@ def test_a_folder_of_timm_is_converted_examined_and_sampled(classifier, tmp_path
     old = timm.create_model(f"local-dir:{classifier}", pretrained=True).state_dict()
     assert all(torch.equal(v, old[k]) for k, v in energy.classifier.state_dict().items())
     assert call("doctor", classifier)[0] == 0
+    assert "the gain that was saved with it, 2.5" in call("doctor", out)[1]
     samples = ["--classes", "1", "--n", "1", "--steps", "1", "--output", tmp_path / "samples"]
     assert call("sample", classifier, *samples)[0] == 0
 
