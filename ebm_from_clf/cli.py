@@ -133,7 +133,8 @@ def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
     energy = load(a.classifier) if a.pretrained and is_energy(a.classifier) else None
     classifier = _classifier(a) if energy is None else energy.classifier
-    result = examine(classifier, space_of(classifier, a.size), name=a.classifier)
+    space = space_of(classifier, a.size) if energy is None else _resized(energy, a.size).space
+    result = examine(classifier, space, name=a.classifier)
     gain = None
     if result.ok:
         gain = _gain(classifier, a) if energy is None else energy.gain

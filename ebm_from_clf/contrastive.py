@@ -12,15 +12,16 @@ model; nothing is differentiated through the chain. :class:`Contrastive` draws t
 
 __all__ = ["Contrastive", "Synthesized", "Terms"]
 
+import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
-from .langevin import Langevin
+from .langevin import Langevin, Trace
 from .marginal import Marginal, joint
 from .noise import normal
 from .objective import Objective
@@ -56,8 +57,8 @@ class Synthesized(NamedTuple):
         draw: Where they came from in the store.
         moved: The distance of their last steps per root of a dimension, in standard deviations
             of the reference, with shape (B).
-        stiffness: The mean stiffness of their steps, with shape (B); NaN after a single one. See
-            :mod:`ebm_from_clf.stride`.
+        stiffness: The mean stiffness of their steps, with shape (B); see
+            :mod:`ebm_from_clf.stride`. NaN where it is not known, as after a single step.
     """
 
     images: Tensor
@@ -77,12 +78,12 @@ class Contrastive(nn.Module):
         chains: The persistent chains.
         objective: The loss.
         generator: The generator of all its noise.
-        max_stiffness: Largest stiffness of the chains' steps, which are shortened above it, and
-            as long as `sampler` says at most. `None` for steps that stay.
+        max_stiffness: Largest stiffness of the chains' steps, two or more of them, which are
+            shortened above it, and as long as `sampler` says at most. `None` for steps that stay.
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or joint
-            scores in a gauge where they are 0.
+            scores in a gauge where they are 0, or the stiffness is out of range.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Contrastive(nn.Module):
     ) -> None:
         super().__init__()
         self.energy = energy
-        self.sampler = self._longest = sampler
+        self.sampler = sampler
         self.chains = chains
         self.objective = objective or Objective()
         if self.objective.scores == "joint" and energy.gauge == "log_softmax":
@@ -112,8 +113,8 @@ class Contrastive(nn.Module):
                 "Use storage='float16', or a support on the box."
             )
         energy.coarse, energy.start = None, chains.start
-        # Where the norm of the drift is fixed, its fall says nothing about the energy.
-        self.stride = Stride(max_stiffness if sampler.tilt_norm is None else None)
+        self.stride = Stride(max_stiffness)
+        self._made: Langevin | None = None
         self.make_steps(sampler.n_steps, sampler.step_size)
 
     def make_steps(self, n_steps: int, step_size: float) -> None:
@@ -123,8 +124,11 @@ class Contrastive(nn.Module):
             n_steps: The number of steps.
             step_size: Their longest step e.
         """
-        self._longest = replace(self.sampler, n_steps=n_steps, step_size=step_size)
-        self.sampler = replace(self._longest, step_size=step_size * self.stride.factor)
+        self._longest = step_size
+        found = replace(self.sampler, n_steps=n_steps, step_size=step_size * self.stride.factor)
+        if found == self._made:
+            return  # the length of fresh chains is read from the device
+        self.sampler = self._made = found
         # A fresh chain is as long as those of the store are in the end, on average.
         length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
         self.energy.sampler = replace(self.sampler, n_steps=length)
@@ -161,10 +165,30 @@ class Contrastive(nn.Module):
         u, trace = self.sampler(energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
-        stiffness = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
+        stiffness = self._stiffness(trace)
         if self.stride.note(stiffness):
-            self.make_steps(self._longest.n_steps, self._longest.step_size)
+            self.make_steps(self.sampler.n_steps, self._longest)
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
+
+    def _stiffness(self, trace: Trace) -> Tensor:
+        """Returns the stiffness of chains, with shape (B), NaN where it is not known."""
+        found = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
+        # Drifts of a fixed norm fall for no reason of the energy, random ones by chance.
+        known = self.sampler.tilt_norm is None and self.energy.smoothing is None
+        return torch.where(found.isfinite() & known, found, math.nan)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Returns how long steps are, which belongs to the state of the module."""
+        return self.stride.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Goes on with steps of that length.
+
+        Arguments:
+            state: The state.
+        """
+        self.stride.load_state_dict(state)
+        self.make_steps(self.sampler.n_steps, self._longest)
 
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""

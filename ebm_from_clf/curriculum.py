@@ -1,4 +1,6 @@
-r"""How many Langevin steps an update makes: more of them late, or where chains fall behind.
+r"""How many Langevin steps an update makes, and how stiff they may be.
+
+More of them late, or where chains fall behind; how stiff, see :mod:`ebm_from_clf.stride`.
 
 .. math::
     K_t = K \, g^{(1 - \cos \pi t / n) / 2}, \qquad
@@ -36,8 +38,9 @@ class Curriculum:
         fewest: Least number of steps by `auc`, before they grow.
         most: Largest number of steps by `auc`, before they grow.
         max_stiffness: Largest stiffness of a step, above which steps are shortened, and
-            lengthened again when the energy allows it; `None` for steps that stay as long as the
-            sampler says. See :mod:`ebm_from_clf.stride`.
+            lengthened again when the energy allows it, whenever ten updates of two steps or more
+            were made; `None` for steps that stay as long as the sampler says. See
+            :mod:`ebm_from_clf.stride`.
     """
 
     growth: float = 1.0
@@ -56,7 +59,7 @@ class Curriculum:
                 f"Curriculum: `fewest` must be 1 or more, and `most` no less, got {self.fewest} "
                 f"and {self.most}."
             )
-        Stride(self.max_stiffness)
+        Stride(self.max_stiffness)  # checks it
 
     def grown(self, progress: float) -> float:
         """Returns what steps are multiplied by at a fraction of the run.

@@ -89,7 +89,6 @@ class Finetuner:
             "guard": self.guard.state_dict(),
             "journal": self.journal.state_dict(),
             "n_steps": self.n_steps,
-            "stride": self.gen.stride.state_dict(),
             "generator": self.generator.get_state(),
             **self.learner.state_dict(),
         }
@@ -105,7 +104,6 @@ class Finetuner:
         self.journal.load_state_dict(state["journal"])
         self.generator.set_state(state["generator"])
         self.n_steps = state["n_steps"]
-        self.gen.stride.load_state_dict(state["stride"])
         self.learner.load_state_dict(state)
         self._make_steps()
 
@@ -242,11 +240,11 @@ class Finetuner:
     def _make_steps(self) -> None:
         grown = self.settings.curriculum.grown(self.update / self.settings.updates)
         n_steps = max(round(self.n_steps * grown * self.guard.steps), 1)
-        step_size = self.settings.sampler.step_size * self.guard.step_size
-        fitted = (n_steps, step_size * self.gen.stride.factor)
-        # Only on a change: the length of fresh chains is read from the device.
-        if fitted != (self.gen.sampler.n_steps, self.gen.sampler.step_size):
-            self.gen.make_steps(n_steps, step_size)
+        shorter, limit = self.guard.step_size, self.settings.curriculum.max_stiffness
+        if limit is not None:
+            # Or else steps would grow to what they were.
+            self.gen.stride.max_stiffness = limit * shorter**2
+        self.gen.make_steps(n_steps, self.settings.sampler.step_size * shorter)
 
 
 def finetune(

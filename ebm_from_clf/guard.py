@@ -12,6 +12,7 @@ guard looks at numbers that learning has computed anyway, once for each line.
 __all__ = ["Guard"]
 
 import copy
+import math
 from collections import deque
 from typing import Any
 
@@ -29,8 +30,8 @@ class Guard:
         settings: The settings.
 
     Attributes:
-        actions: What was done, in order: `update`, `fault`, `action`, and for a return where it
-            went `back_to`.
+        actions: What was done, in order: `update`, `fault`, what it is `of`, whether chains were
+            `stiff`, `action`, and for a return where it went `back_to`.
     """
 
     def __init__(self, settings: GuardSettings) -> None:
@@ -115,8 +116,9 @@ class Guard:
             Diverged: If the run went back often enough already.
         """
         update = int(line["update"])
-        stiff = fault.of == "chains" and line.get("stiffness", 0.0) > EDGE
-        stiff = stiff or fault.of == "overshoot"
+        # Where it is not known, as after single steps, chains count as stiff.
+        slow = line.get("stiffness", math.inf) <= EDGE
+        stiff = fault.of == "overshoot" or (fault.of == "chains" and not slow)
         note = {"update": update, "fault": fault.text, "of": fault.of, "stiff": stiff}
         if fault.of in ("chains", "stuck") and str(fault.classes) not in self._anew:
             self._anew[str(fault.classes)] = update

@@ -37,7 +37,8 @@ class Trace(NamedTuple):
         energy: The energies U, in nats, with shape (B) or (n_steps, B).
         score_norm: The norms of the score, the gradient of -U, with the same shape.
         curvature: How much U curves along the step that came before, the fall of the drift along
-            it over its length, with the same shape; NaN where none came before.
+            it over its length, with the same shape; NaN where none came before. Drifts that are
+            random or of a fixed norm fall for other reasons.
     """
 
     energy: Tensor
@@ -122,7 +123,8 @@ class Langevin:
             generator: One generator, or one per chain.
 
         Returns:
-            The next state, and the energy and score norm of this one.
+            The next state, and the energy and score norm of this one; the curvature needs two
+            steps, and is NaN.
         """
         drift, value, norm = self._drift(energy, u, y, generator)
         trace = Trace(value, norm, torch.full_like(norm, math.nan))

@@ -136,6 +136,7 @@ class Learner:
             "descent": self.descent.state_dict(),
             "chains": self.chains.state_dict(),
             "gain": self.energy.gain,
+            "stride": self.gen.get_extra_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,3 +148,4 @@ class Learner:
         self.descent.load_state_dict(state["descent"])
         self.chains.load_state_dict(state["chains"])
         self.energy.gain = state["gain"]
+        self.gen.set_extra_state(state["stride"])

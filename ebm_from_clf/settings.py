@@ -43,7 +43,7 @@ class Settings:
         freeze: Parts of the classifier whose weights do not learn, by names or patterns with
             commas between, such as `conv1,layer[12]`; `body` is all but the last layer.
         sampler: How chains move in one update; its step is the longest that they take.
-        curriculum: How the number of their steps follows what they reach.
+        curriculum: How the number and the length of their steps follow what they reach.
         start: Where chains begin.
         chains: How chains are remembered.
         objective: What is minimised.

@@ -4,15 +4,16 @@ r"""How long a Langevin step is: as long as the energy lets it be.
     \rho = \frac{e^2}{4} \kappa, \qquad
     \kappa = - \frac{\langle d(u') - d(u), \, u' - u \rangle}{|u' - u|^2}
 
-Along a direction in which U curves by k, a chain of step e has the variance :math:`1 / (k (1 -
-\rho))` with :math:`\rho = e^2 k / 4`. It is least at :math:`\rho = 1/2`: beyond that a steeper
-energy makes chains wider, not narrower, and learning, which steepens the energy because chains are
-too wide, goes the wrong way, faster and faster; at :math:`\rho = 1` they are thrown from one wall
-of the valley to the other without end. That is how fine-tuning diverges.
+Along a direction in which U curves by k, the plain chain of step e at T = 1 has the variance
+:math:`1 / (k (1 - \rho))` with :math:`\rho = e^2 k / 4`. It is least at :math:`\rho = 1/2`: beyond
+that a steeper energy makes chains wider, not narrower, and learning, which steepens the energy
+because chains are too wide, goes the wrong way, faster and faster; at :math:`\rho = 1` they are
+thrown from one wall of the valley to the other without end. That is how fine-tuning diverges.
 
 The stiffness :math:`\rho` of a step costs nothing: the drifts d at both its ends are at hand. Over
 directions i it is the mean of :math:`\rho_i` with weights :math:`1 / (1 - \rho_i)`, their shares
-of the way: steep directions have the more of it the closer they are to the edge.
+of the way. Of many directions a single steep one shows only once it has a large share, that is,
+when chains begin to be thrown; classifiers are steep in many.
 """
 
 __all__ = ["Stride"]
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Beyond this stiffness chains get wider as the energy gets steeper.
+# A chain of this mean stiffness is thrown about in its steepest directions.
 EDGE = 0.5
 EVERY = 10
 LENGTHEN = 1.05
@@ -33,8 +34,8 @@ class Stride:
     """Creates the length of a step that follows the energy; it begins with the longest.
 
     Arguments:
-        max_stiffness: Largest stiffness of 95 % of the chains; steps are shortened above it and
-            lengthened below it. `None` for steps that stay as long as they may be.
+        max_stiffness: The stiffness that 95 % of the chains of ten updates are to be below, or
+            just reach; `None` for steps that stay as long as they may be.
 
     Attributes:
         factor: The length of a step over the longest one, 1 or less.
@@ -43,8 +44,8 @@ class Stride:
     def __init__(self, max_stiffness: float | None = 0.25) -> None:
         if max_stiffness is not None and not 0 < max_stiffness < EDGE:
             raise ValueError(
-                f"Stride: `max_stiffness` must be between 0 and {EDGE}, where learning is stable, "
-                f"or None for a step that stays, got {max_stiffness}."
+                f"`max_stiffness` must be between 0 and {EDGE}, where chains are thrown about, or "
+                f"None for steps that stay, got {max_stiffness}."
             )
         self.max_stiffness = max_stiffness
         self.factor = 1.0
@@ -56,20 +57,20 @@ class Stride:
         Waits for the device then, and only then.
 
         Arguments:
-            stiffness: The stiffness of each chain, with shape (B); those that are not finite, as
-                after a single step, do not count.
+            stiffness: The stiffness of each chain, with shape (B); NaN for those that do not
+                count.
 
         Returns:
             Whether the factor changed.
         """
         if self.max_stiffness is None or not len(stiffness):
             return False
-        self._noted.append(stiffness.detach().float().nanquantile(0.95))
+        self._noted.append(stiffness.detach().float())
         if len(self._noted) < EVERY:
             return False
         # A state that was read from a file is on the CPU.
-        found = float(torch.stack([value.cpu() for value in self._noted]).nanmean())
-        before = self.factor
+        noted = torch.cat([value.to(stiffness.device) for value in self._noted])
+        found, before = float(noted.nanquantile(0.95)), self.factor
         self._noted.clear()
         if not math.isfinite(found):
             return False

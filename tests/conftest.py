@@ -11,9 +11,14 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(autouse=True)
-def same_seed():
-    """Each test draws the same numbers, alone or after any other one."""
+def seeded():
     import torch  # after the number of threads is set
 
-    torch.random.manual_seed(0)
+    with torch.random.fork_rng():
+        torch.random.manual_seed(0)
+        yield
+
+
+# What a module, or a test, makes is the same alone and after any other one.
+seeded_module = pytest.fixture(autouse=True, scope="module")(seeded)
+seeded_test = pytest.fixture(autouse=True)(seeded)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import stats
@@ -9,7 +10,7 @@ import torch
 import toys
 from test_guard import Well
 
-from ebm_from_clf import ClassifierEnergy, Langevin, PixelSpace, Settings, WhiteNoise
+from ebm_from_clf import ClassifierEnergy, Langevin, PixelSpace, Settings, WhiteNoise, langevin
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.contrastive import Contrastive
 from ebm_from_clf.curriculum import Curriculum
@@ -17,6 +18,7 @@ from ebm_from_clf.data import Images
 from ebm_from_clf.fault import GuardSettings
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.objective import Objective
+from ebm_from_clf.smooth import Smoothing
 from ebm_from_clf.stride import EVERY, LENGTHEN, Stride
 
 CURVES = torch.tensor([0.5, 4.0, 60.0, 320.0]).double()  # the last with a stiffness of .8
@@ -171,7 +173,59 @@ def test_a_run_goes_on_with_its_step():
     assert other.energy.sampler == tuner.energy.sampler
 
 
-def test_drift_of_a_fixed_norm_tells_nothing():
+def own_loop(**options):
+    """Chains of a steep well in somebody's own loop."""
+    tuner, _ = narrow(None)
+    tuner.energy.classifier.steepness.data.fill_(80.0)
+    sampler = Langevin(4, 0.1, **options)
+    return Contrastive(tuner.energy, sampler, tuner.chains, generator=toys.seeded(7))
+
+
+def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
+    """U curves by 81 everywhere, so that e^2 is 4 limit / 81."""
+    gen, y = own_loop(), torch.zeros(16, dtype=torch.int64)
+    found = [gen.synthesize(y).stiffness for _ in range(2 * EVERY)]
+    assert (found[0] - 81 * 0.1**2 / 4).abs().max() < 1e-4
+    step = gen.sampler.step_size
+    assert step == gen.energy.sampler.step_size == 0.1
+    gen.make_steps(3, 0.2)
+    for _ in range(2 * EVERY):
+        gen.synthesize(y)
+    assert gen.sampler.step_size == gen.energy.sampler.step_size
+    assert 81 * gen.sampler.step_size**2 == pytest.approx(4 * 0.25, rel=1e-3)
+    other = own_loop()
+    other.make_steps(3, 0.2)
+    other.load_state_dict(gen.state_dict())
+    assert other.sampler == gen.sampler and other.energy.sampler == gen.energy.sampler
+
+
+@pytest.mark.parametrize("unknown", ["fixed norm", "random", "one step", "not finite"])
+def test_steps_whose_stiffness_is_not_known_stay(unknown, monkeypatch):
+    gen = own_loop(**({"tilt_norm": 1.0} if unknown == "fixed norm" else {}))
+    gen.energy.classifier.steepness.data.fill_(1e4)
+    gen.make_steps(1 if unknown == "one step" else 2, 0.1)
+    if unknown == "random":
+        gen.energy.smoothing = Smoothing(shift=0.25)
+    if unknown == "not finite":
+        monkeypatch.setattr(langevin, "_curvature", lambda last, now: now[0][:, 0, 0, 0] / 0)
+    for _ in range(2 * EVERY):
+        assert gen.synthesize(torch.zeros(4, dtype=torch.int64)).stiffness.isnan().all()
+    assert gen.sampler.step_size == 0.1
+
+
+def test_a_return_takes_the_step_of_the_healthy_state_and_its_shortening_lasts():
+    """With half the step at a return, a quarter of the stiffness is allowed from there on."""
     tuner, _ = narrow(0.25)
-    gen = Contrastive(tuner.energy, Langevin(2, 0.1, tilt_norm=1.0), tuner.chains)
-    assert gen.stride.max_stiffness is None
+    tuner.guard.settings = replace(tuner.guard.settings, shorter_step=0.5)
+    tuner.guard.keep(0, tuner.learner.state_dict())
+    for _ in range(2 * EVERY + 3):
+        tuner.gen.stride.note(torch.full((8,), 50.0))
+    tuner.gen.make_steps(4, 0.7)
+    assert tuner.gen.sampler.step_size == 0.7 / 4
+    tuner.update = 23
+    tuner._watch({"update": 23, "worst": 1e12, "gradient": 0.0, "mean_gap": 1e10})
+    assert tuner.guard.rollbacks == 1 and tuner.gen.stride.factor == 1.0
+    assert tuner.gen.sampler.step_size == tuner.energy.sampler.step_size == 0.35
+    for _ in range(60 * EVERY):
+        tuner.gen.stride.note(torch.full((8,), 0.35**2 / 4 * 20 * tuner.gen.stride.factor**2))
+    assert (0.35 * tuner.gen.stride.factor) ** 2 * 20 / 4 == pytest.approx(0.25 / 4, rel=1e-3)

@@ -155,7 +155,9 @@ def row(name, seed, a, judge):
     except Diverged as error:
         return numbers | {"diverged": str(error)}, None
     numbers |= {"seconds": round(tuner.seconds), "actions": tuner.guard.actions}
-    numbers |= {"accuracy_after": accuracy(energy, test), "n_steps": tuner.gen.sampler.n_steps}
+    chains = tuner.gen.sampler
+    numbers |= {"accuracy_after": accuracy(energy, test), "n_steps": chains.n_steps}
+    numbers["step_size"] = chains.step_size
     energy.start = start
     images = None
     for steps in (*a.longer, a.steps):
