@@ -28,6 +28,34 @@ class Well(nn.Module):
         return -self.steepness * x.flatten(1).square().sum(1, keepdim=True) / 2
 
 
+def narrow(step, limit, guard, **options):
+    """A run that learns a well from data which are too narrow for the step; their variance."""
+    u = 0.1**0.5 * torch.randn(400, 1, 4, 4, generator=toys.seeded(3))
+    pixels = (255 * (0.5 + 0.25 * u)).round().byte()
+    data = Images(pixels, torch.zeros(400, dtype=torch.int64), ["it"])
+    reference = WhiteNoise(torch.full((1, 4, 4), 0.5), 0.25)
+    well = ClassifierEnergy(Well(), reference, PixelSpace([0.5], [0.25], (4, 4)))
+    settings = Settings(
+        batch_size=64,
+        clean_batch_size=0,
+        sampler=Langevin(4, step),
+        curriculum=Curriculum(max_stiffness=limit),
+        start=StartSettings(kind="reference"),
+        chains=ChainSettings(per_class=64, restart_rate=0.0, burn_in=8),
+        objective=Objective(cross_entropy=0.0),
+        guard=guard,
+        grid_every=0,
+        **options,
+    )
+    return Finetuner(well, data, settings), float(((pixels / 255 - 0.5) / 0.25).var())
+
+
+def learned(variance, step):
+    """The steepness at which chains of a step have a variance, 1 / (a (1 - a e^2 / 4)) - 1."""
+    least = step**2 / 4
+    return (1 - (1 - 4 * least / variance) ** 0.5) / (2 * least) - 1
+
+
 @pytest.mark.parametrize("shorter, learns", [(0.7, True), (1.0, False)])
 def test_a_well_that_is_too_steep_for_the_step_is_learned_by_shorter_ones(shorter, learns):
     """Chains of step e have the variance 1 / (a (1 - a e^2 / 4)), a = 1 + w, which is e^2 or more.
@@ -35,32 +63,13 @@ def test_a_well_that_is_too_steep_for_the_step_is_learned_by_shorter_ones(shorte
     Data of less cannot be learned at e = .4; at .7 of it they can. Mutant: the step stays. Here
     the guard is alone: steps do not follow the energy.
     """
-    u = 0.1**0.5 * torch.randn(400, 1, 4, 4, generator=toys.seeded(3))
-    pixels = (255 * (0.5 + 0.25 * u)).round().byte()
-    data = Images(pixels, torch.zeros(400, dtype=torch.int64), ["it"])
-    reference = WhiteNoise(torch.full((1, 4, 4), 0.5), 0.25)
-    well = ClassifierEnergy(Well(), reference, PixelSpace([0.5], [0.25], (4, 4)))
     limits = {"max_gap": 20.0, "max_class_gap": 40.0, "max_auc": 1.0}
-    settings = Settings(
-        updates=300,
-        batch_size=64,
-        clean_batch_size=0,
-        learning_rate=1.0,
-        sampler=Langevin(4, 0.4),
-        curriculum=Curriculum(max_stiffness=None),
-        start=StartSettings(kind="reference"),
-        chains=ChainSettings(per_class=64, restart_rate=0.0, burn_in=8),
-        objective=Objective(cross_entropy=0.0),
-        guard=GuardSettings(keep_every=20, shorter_step=shorter, **limits),
-        log_every=5,
-        grid_every=0,
-    )
-    tuner = Finetuner(well, data, settings)
+    guard = GuardSettings(keep_every=20, shorter_step=shorter, **limits)
+    tuner, variance = narrow(0.4, None, guard, updates=300, learning_rate=1.0, log_every=5)
     tuner.run()
-    variance, step = float(((pixels / 255 - 0.5) / 0.25).var()), tuner.gen.sampler.step_size
-    least = step**2 / 4
-    assert tuner.guard.rollbacks > 0 and well.sampler.step_size == step
-    assert (4 * least < variance) == learns
+    step = tuner.gen.sampler.step_size
+    assert tuner.guard.rollbacks > 0 and tuner.energy.sampler.step_size == step
+    assert (step**2 < variance) == learns
     if learns:
-        expected = (1 - (1 - 4 * least / variance) ** 0.5) / (2 * least) - 1
-        assert float(well.classifier.steepness.detach()) == pytest.approx(expected, rel=0.1)
+        found = float(tuner.energy.classifier.steepness.detach())
+        assert found == pytest.approx(learned(variance, step), rel=0.1)
