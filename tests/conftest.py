@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def seeded():
     import torch  # after the number of threads is set
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(0)
         yield
 
