@@ -25,6 +25,7 @@ from .langevin import Langevin, Trace
 from .marginal import Marginal, joint
 from .noise import normal
 from .objective import Objective
+from .replay import Recorder
 from .space import check_pixels
 from .stride import Stride
 from .swift import Swift, for_chains
@@ -107,6 +108,7 @@ class Contrastive(nn.Module):
             )
         self.generator = generator or torch.Generator().manual_seed(0)
         self._swift: Swift | None = None
+        self._recorder = Recorder()
         if chains.storage == "uint8" and energy.support == "unbounded":
             raise ValueError(
                 "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
@@ -193,7 +195,10 @@ class Contrastive(nn.Module):
     def _chain_energy(self) -> nn.Module:
         """Returns the energy that chains descend."""
         energy = for_chains(self._swift_energy())
-        return Marginal(energy) if self.objective.scores == "joint" else energy
+        found = Marginal(energy) if self.objective.scores == "joint" else energy
+        if energy.smoothing is not None:
+            return found  # every pass draws other changes
+        return self._recorder.of(found, (energy.gain, energy.gauge))
 
     def _swift_energy(self) -> ClassifierEnergy:
         """Returns the energy of single classes at the least cost of a pass."""

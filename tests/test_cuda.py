@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import toys
+from torch import nn
 
 from ebm_from_clf import (
     FittedGaussian,
@@ -28,6 +29,7 @@ from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.cli import main
 from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Images, gather, load_data
+from ebm_from_clf.energy import ClassifierEnergy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
 from ebm_from_clf.langevin import energy_and_score
@@ -233,3 +235,52 @@ def test_the_command_line_takes_the_gpu(tmp_path):
     assert metrics["device"] == torch.cuda.get_device_name()
     run(f"sample {tmp_path}/quick/model --classes 3 --n 2 --output {tmp_path}/three")
     run(f"evaluate {tmp_path}/quick/model --data mnist5k --output {tmp_path}/scores")
+
+
+class Waiting(nn.Module):
+    """A network that waits for the GPU, which no graph can hold."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.num_classes = network.num_classes
+
+    def forward(self, x):
+        return self.network(x) if float(x.detach().sum()) < 1e9 else x
+
+
+def test_passes_that_are_played_are_those_of_the_energy(digits):
+    tuner = Finetuner(energy(digits), digits, settings(updates=20))
+    batches = tuner.batches()
+    for n in (7, 8, 3, 7):
+        u = torch.randn(n, *SIZE, device="cuda")[:, None]
+        y = torch.arange(n, device="cuda")
+        played, plain = tuner.gen._chain_energy(), tuner.gen._swift_energy()
+        assert not isinstance(played, ClassifierEnergy)
+        for found, expected in zip(
+            energy_and_score(played, u, y), energy_and_score(plain, u, y), strict=True
+        ):
+            assert close(found, expected.cpu(), 1e-5)
+        # What is played follows the weights, and the gain.
+        tuner.step(*next(batches))
+        tuner.energy.gain *= 1.5
+    assert len(tuner.gen._recorder._passes) > 0
+
+
+def test_a_network_that_no_graph_can_hold_learns_without(digits):
+    given = energy(digits)
+    given.classifier = Waiting(given.classifier)
+    tuner = Finetuner(given, digits, settings(updates=4))
+    tuner.run()
+    assert isinstance(tuner.gen._chain_energy(), ClassifierEnergy)
+    assert all(line["worst"] < 1e3 for line in tuner.journal.lines)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert float(torch.ones(3, device="cuda").sum()) == 3
+
+
+def test_a_loss_with_recorded_passes_can_be_copied(digits):
+    tuner = Finetuner(energy(digits), digits, settings(updates=2))
+    tuner.run()
+    other = copy.deepcopy(tuner.gen)
+    x, y = (t.cuda() for t in next(iter(tuner.batches()))[:2])
+    assert other(x, y).isfinite()

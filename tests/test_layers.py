@@ -20,7 +20,7 @@ FLOORS = [
         "swift",
         "switches",
     ],
-    ["denoise", "objective", "untrained"],
+    ["denoise", "objective", "replay", "untrained"],
     ["contrastive", "theory"],
     ["batches", "folders", "machine", "parts"],
     [

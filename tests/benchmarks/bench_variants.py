@@ -84,6 +84,7 @@ CHANGES = {
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
     "steps of .2": {"sampler.step_size": 0.2},
+    "batches of 256": {"batch_size": 256, "chains.per_class": 128},
     "steps that stay": {"curriculum.max_stiffness": None},
     "one rate": {"chains.restart_rate": 0.1},
     "one Gaussian": {"start.modes": 1, "start.rank": 32},
@@ -158,7 +159,7 @@ def row(name, seed, a, judge):
     chains = tuner.gen.sampler
     numbers |= {"accuracy_after": accuracy(energy, test), "n_steps": chains.n_steps}
     numbers["step_size"] = chains.step_size
-    energy.start = start
+    energy.start = start.to(tuner.learner.device)
     images = None
     for steps in (*a.longer, a.steps):
         # With the step that the run ended with: the guard may have shortened it.
