@@ -4,8 +4,8 @@ import copy
 import pickle
 
 import pytest
-import toys
 import torch
+import toys
 
 from ebm_from_clf import replay
 from ebm_from_clf.langevin import energy_and_score
