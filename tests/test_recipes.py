@@ -54,7 +54,15 @@ def test_keys_are_fields(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["mnist5k", "mnist5k_steady", "patches", "digits8x8", "texture", "texture_scratch"]
+    [
+        "mnist5k",
+        "mnist5k_steady",
+        "patches",
+        "digits8x8",
+        "texture",
+        "texture_fine",
+        "texture_scratch",
+    ]
     + ["peers/jem", "peers/sada_jem", "peers/dat"],
 )
 def test_offline_recipes_run(name, tmp_path):
