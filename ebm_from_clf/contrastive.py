@@ -10,25 +10,22 @@ model; nothing is differentiated through the chain. :class:`Contrastive` draws t
 :class:`Objective` and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
 """
 
-__all__ = ["Contrastive", "Synthesized", "Terms"]
+__all__ = ["Contrastive", "Terms"]
 
-import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .chains import ChainStore, Draw
+from .chains import ChainStore
 from .energy import ClassifierEnergy
-from .langevin import Langevin, Trace
-from .marginal import Marginal, joint
+from .langevin import Langevin
+from .marginal import joint
 from .noise import normal
 from .objective import Objective
-from .replay import Recorder
 from .space import check_pixels
-from .stride import Stride
-from .swift import Swift, for_chains
+from .synthesis import Synthesized, Synthesizer
 
 
 class Terms(NamedTuple):
@@ -48,24 +45,6 @@ class Terms(NamedTuple):
     observed: Tensor
     synthesized: Tensor
     hits: Tensor
-
-
-class Synthesized(NamedTuple):
-    """Chains of a batch after their steps.
-
-    Arguments:
-        images: Their pixels, with shape (B, C, H, W).
-        draw: Where they came from in the store.
-        moved: The distance of their last steps per root of a dimension, in standard deviations
-            of the reference, with shape (B).
-        stiffness: The mean stiffness of their steps, with shape (B); see
-            :mod:`ebm_from_clf.stride`. NaN where it is not known, as after a single step.
-    """
-
-    images: Tensor
-    draw: Draw
-    moved: Tensor
-    stiffness: Tensor
 
 
 class Contrastive(nn.Module):
@@ -99,41 +78,22 @@ class Contrastive(nn.Module):
     ) -> None:
         super().__init__()
         self.energy = energy
-        self.sampler = sampler
         self.chains = chains
         self.objective = objective or Objective()
-        if self.objective.scores == "joint" and energy.gauge == "log_softmax":
+        is_joint = self.objective.scores == "joint"
+        if is_joint and energy.gauge == "log_softmax":
             raise ValueError(
                 "Contrastive: in the gauge log_softmax the joint score is 0. Use gauge='raw'."
             )
         self.generator = generator or torch.Generator().manual_seed(0)
-        self._swift: Swift | None = None
-        self._recorder = Recorder()
-        if chains.storage == "uint8" and energy.support == "unbounded":
-            raise ValueError(
-                "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
-                "Use storage='float16', or a support on the box."
-            )
-        energy.coarse, energy.start = None, chains.start
-        self.stride = Stride(max_stiffness)
-        self._made: Langevin | None = None
-        self.make_steps(sampler.n_steps, sampler.step_size)
+        self.synthesizer = Synthesizer(
+            energy, sampler, chains, self.generator, joint=is_joint, max_stiffness=max_stiffness
+        )
 
-    def make_steps(self, n_steps: int, step_size: float) -> None:
-        """Sets the Langevin steps of an update, and with them the length of fresh chains.
-
-        Arguments:
-            n_steps: The number of steps.
-            step_size: Their longest step e.
-        """
-        self._longest = step_size
-        found = replace(self.sampler, n_steps=n_steps, step_size=step_size * self.stride.factor)
-        if found == self._made:
-            return  # the length of fresh chains is read from the device
-        self.sampler = self._made = found
-        # A fresh chain is as long as those of the store are in the end, on average.
-        length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
-        self.energy.sampler = replace(self.sampler, n_steps=length)
+    @property
+    def sampler(self) -> Langevin:
+        """The sampler of the chains, with the steps that they make now."""
+        return self.synthesizer.sampler
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns the contrastive loss of a batch; moves and keeps the chains of its classes.
@@ -152,36 +112,12 @@ class Contrastive(nn.Module):
         return self.terms(x, y, self.synthesize(y).images).contrast
 
     def synthesize(self, y: Tensor) -> Synthesized:
-        """Moves one chain of each class index in y, new ones first by their burn-in.
-
-        Arguments:
-            y: The class indices, with shape (B).
-        """
-        draw = self.chains.draw(y, generator=self.generator)
-        u, fresh = draw.u, draw.fresh
-        energy = self._chain_energy()
-        if self.chains.burn_in and fresh.any():
-            first = replace(self.sampler, n_steps=self.chains.burn_in)
-            u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
-        before = u
-        u, trace = self.sampler(energy, u, y, generator=self.generator)
-        self.chains.write(draw, u)
-        moved = (u - before).flatten(1).square().mean(1).sqrt()
-        stiffness = self._stiffness(trace)
-        if self.stride.note(stiffness):
-            self.make_steps(self.sampler.n_steps, self._longest)
-        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
-
-    def _stiffness(self, trace: Trace) -> Tensor:
-        """Returns the stiffness of chains, with shape (B), NaN where it is not known."""
-        found = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
-        # Drifts of a fixed norm fall for no reason of the energy, random ones by chance.
-        known = self.sampler.tilt_norm is None and self.energy.smoothing is None
-        return torch.where(found.isfinite() & known, found, math.nan)
+        """Moves one chain of each class index in y, with shape (B), new ones by their burn-in."""
+        return self.synthesizer(y)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns how long steps are, which belongs to the state of the module."""
-        return self.stride.state_dict()
+        return self.synthesizer.stride.state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on with steps of that length.
@@ -189,22 +125,8 @@ class Contrastive(nn.Module):
         Arguments:
             state: The state.
         """
-        self.stride.load_state_dict(state)
-        self.make_steps(self.sampler.n_steps, self._longest)
-
-    def _chain_energy(self) -> nn.Module:
-        """Returns the energy that chains descend."""
-        energy = for_chains(self._swift_energy())
-        found = Marginal(energy) if self.objective.scores == "joint" else energy
-        if energy.smoothing is not None:
-            return found  # every pass draws other changes
-        return self._recorder.of(found, (energy.gain, energy.gauge))
-
-    def _swift_energy(self) -> ClassifierEnergy:
-        """Returns the energy of single classes at the least cost of a pass."""
-        if self._swift is None or not self._swift.serves(self.energy):
-            self._swift = Swift(self.energy)
-        return self._swift.energy()
+        self.synthesizer.stride.load_state_dict(state)
+        self.synthesizer.follow()
 
     def worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Moves clean images to where their cross-entropy is largest, if the objective says so.
@@ -217,7 +139,7 @@ class Contrastive(nn.Module):
             y: Their class indices, with shape (M), which are returned as they are.
         """
         if self.objective.adversarial.radius:
-            x = self.objective.adversarial(self._swift_energy(), x, y)
+            x = self.objective.adversarial(self.synthesizer.swift_energy(), x, y)
         return x, y
 
     def terms(

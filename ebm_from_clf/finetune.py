@@ -243,8 +243,8 @@ class Finetuner:
         shorter, limit = self.guard.step_size, self.settings.curriculum.max_stiffness
         if limit is not None:
             # Or else steps would grow to what they were.
-            self.gen.stride.max_stiffness = limit * shorter**2
-        self.gen.make_steps(n_steps, self.settings.sampler.step_size * shorter)
+            self.gen.synthesizer.stride.max_stiffness = limit * shorter**2
+        self.gen.synthesizer.make_steps(n_steps, self.settings.sampler.step_size * shorter)
 
 
 def finetune(

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from .contrastive import Synthesized, Terms
+from .contrastive import Terms
+from .synthesis import Synthesized
 
 Line = dict[str, Any]
 MEANS = ("accuracy", "auc", "moved", "stiffness", "lost", "saturated", "saturated_observed")

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .contrastive import Contrastive, Synthesized, Terms
+from .contrastive import Contrastive, Terms
 from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .settings import Settings
 from .start import Start
+from .synthesis import Synthesized
 
 Pair = tuple[Tensor, Tensor]
 

@@ -498,8 +498,8 @@ def test_chains_of_a_network_with_a_torus_are_on_it():
     gen = Contrastive(energy, Langevin(1), ChainStore(reference, ReferenceStart(reference), 1))
     u = torch.randn(2, 1, 4, 4, generator=toys.seeded(1))
     x = reference.decode(u).flatten(1).sum(1)
-    found = gen._chain_energy()(u, y)
+    found = gen.synthesizer.chain_energy()(u, y)
     assert torch.allclose(found, u.flatten(1).square().sum(1) / 2 - x, atol=1e-5)
     # The loss, and an adversary, are those of the network itself.
-    for other in (energy, gen._swift_energy()):
+    for other in (energy, gen.synthesizer.swift_energy()):
         assert not torch.allclose(other(u, y), found, atol=0.1)

@@ -255,7 +255,7 @@ def test_passes_that_are_played_are_those_of_the_energy(digits):
     for n in (7, 8, 3, 7):
         u = torch.randn(n, *SIZE, device="cuda")[:, None]
         y = torch.arange(n, device="cuda")
-        played, plain = tuner.gen._chain_energy(), tuner.gen._swift_energy()
+        played, plain = tuner.gen.synthesizer.chain_energy(), tuner.gen.synthesizer.swift_energy()
         assert not isinstance(played, ClassifierEnergy)
         for found, expected in zip(
             energy_and_score(played, u, y), energy_and_score(plain, u, y), strict=True
@@ -264,7 +264,7 @@ def test_passes_that_are_played_are_those_of_the_energy(digits):
         # What is played follows the weights, and the gain.
         tuner.step(*next(batches))
         tuner.energy.gain *= 1.5
-    assert len(tuner.gen._recorder._passes) > 0
+    assert len(tuner.gen.synthesizer._recorder._passes) > 0
 
 
 def test_a_network_that_no_graph_can_hold_learns_without(digits):
@@ -272,7 +272,7 @@ def test_a_network_that_no_graph_can_hold_learns_without(digits):
     given.classifier = Waiting(given.classifier)
     tuner = Finetuner(given, digits, settings(updates=4))
     tuner.run()
-    assert isinstance(tuner.gen._chain_energy(), ClassifierEnergy)
+    assert isinstance(tuner.gen.synthesizer.chain_energy(), ClassifierEnergy)
     assert all(line["worst"] < 1e3 for line in tuner.journal.lines)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert float(torch.ones(3, device="cuda").sum()) == 3

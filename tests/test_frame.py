@@ -242,7 +242,7 @@ def test_chains_have_no_border_and_observed_images_none_that_counts():
     start = ReferenceStart(found.reference)
     gen = Contrastive(found, Langevin(1), ChainStore(found.reference, start, 1))
     u, y = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)), torch.zeros(2)
-    chains = gen._chain_energy()
+    chains = gen.synthesizer.chain_energy()
     rolled = [chains(v, y.long()) for v in (u, u.roll((4, 6), (2, 3)))]
     assert torch.allclose(*rolled, atol=1e-3, rtol=0)
     assert not net.torus and not torch.allclose(found(u, y.long()), rolled[0], atol=1e-2, rtol=0)

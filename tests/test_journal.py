@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ebm_from_clf.chains import Draw
-from ebm_from_clf.contrastive import Synthesized, Terms
+from ebm_from_clf.contrastive import Terms
 from ebm_from_clf.journal import Journal
+from ebm_from_clf.synthesis import Synthesized
 
 
 def terms(contrast, entropy, observed, synthesized, hits):

@@ -21,6 +21,7 @@ FLOORS = [
         "switches",
     ],
     ["denoise", "objective", "replay", "untrained"],
+    ["synthesis"],
     ["contrastive", "theory"],
     ["batches", "folders", "machine", "parts"],
     [
@@ -73,7 +74,7 @@ FOLDERS = {
         ["__init__"],
     ],
 }
-MATHEMATICS = {name for names in FLOORS[:7] for name in names}
+MATHEMATICS = {name for names in FLOORS[:8] for name in names}
 STANDARD = {"copy", "os", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
 
 

@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_its_step():
         again = run.batches()
         for _ in range(EVERY):
             run.step(*next(again))
-    assert other.gen.stride.factor == tuner.gen.stride.factor
+    assert other.gen.synthesizer.stride.factor == tuner.gen.synthesizer.stride.factor
     assert other.energy.sampler == tuner.energy.sampler
 
 
@@ -164,13 +164,13 @@ def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
     assert (found[0] - 81 * 0.1**2 / 4).abs().max() < 1e-4
     step = gen.sampler.step_size
     assert step == gen.energy.sampler.step_size == 0.1
-    gen.make_steps(3, 0.2)
+    gen.synthesizer.make_steps(3, 0.2)
     for _ in range(2 * EVERY):
         gen.synthesize(y)
     assert gen.sampler.step_size == gen.energy.sampler.step_size
     assert 81 * gen.sampler.step_size**2 == pytest.approx(4 * 0.25, rel=1e-3)
     other = own_loop()
-    other.make_steps(3, 0.2)
+    other.synthesizer.make_steps(3, 0.2)
     other.load_state_dict(gen.state_dict())
     assert other.sampler == gen.sampler and other.energy.sampler == gen.energy.sampler
 
@@ -179,7 +179,7 @@ def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
 def test_steps_whose_stiffness_is_not_known_stay(unknown, monkeypatch):
     gen = own_loop(**({"tilt_norm": 1.0} if unknown == "fixed norm" else {}))
     gen.energy.classifier.steepness.data.fill_(1e4)
-    gen.make_steps(1 if unknown == "one step" else 2, 0.1)
+    gen.synthesizer.make_steps(1 if unknown == "one step" else 2, 0.1)
     if unknown == "random":
         gen.energy.smoothing = Smoothing(shift=0.25)
     if unknown == "not finite":
@@ -195,13 +195,17 @@ def test_a_return_takes_the_step_of_the_healthy_state_and_its_shortening_lasts()
     tuner.guard.settings = replace(tuner.guard.settings, shorter_step=0.5)
     tuner.guard.keep(0, tuner.learner.state_dict())
     for _ in range(2 * EVERY + 3):
-        tuner.gen.stride.note(torch.full((8,), 50.0))
-    tuner.gen.make_steps(4, 0.7)
+        tuner.gen.synthesizer.stride.note(torch.full((8,), 50.0))
+    tuner.gen.synthesizer.make_steps(4, 0.7)
     assert tuner.gen.sampler.step_size == 0.7 / 4
     tuner.update = 23
     tuner._watch({"update": 23, "worst": 1e12, "gradient": 0.0, "mean_gap": 1e10})
-    assert tuner.guard.rollbacks == 1 and tuner.gen.stride.factor == 1.0
+    assert tuner.guard.rollbacks == 1 and tuner.gen.synthesizer.stride.factor == 1.0
     assert tuner.gen.sampler.step_size == tuner.energy.sampler.step_size == 0.35
     for _ in range(60 * EVERY):
-        tuner.gen.stride.note(torch.full((8,), 0.35**2 / 4 * 20 * tuner.gen.stride.factor**2))
-    assert (0.35 * tuner.gen.stride.factor) ** 2 * 20 / 4 == pytest.approx(0.25 / 4, rel=1e-3)
+        tuner.gen.synthesizer.stride.note(
+            torch.full((8,), 0.35**2 / 4 * 20 * tuner.gen.synthesizer.stride.factor**2)
+        )
+    assert (0.35 * tuner.gen.synthesizer.stride.factor) ** 2 * 20 / 4 == pytest.approx(
+        0.25 / 4, rel=1e-3
+    )

@@ -1,0 +1,150 @@
+r"""Chains of a batch: what Algorithm 1 of the paper synthesizes at each update.
+
+.. math:: u' = u + \frac{e^2}{2} (B(u) - u) + e \sqrt{T} z
+
+One chain of each observed class is taken from the store, moved by a few such steps at the least
+cost of a pass, and put back. Steps are as long as the energy lets them be, see
+:mod:`ebm_from_clf.stride`.
+"""
+
+__all__ = ["Synthesized", "Synthesizer"]
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .chains import ChainStore, Draw
+from .energy import ClassifierEnergy
+from .langevin import Langevin, Trace
+from .marginal import Marginal
+from .replay import Recorder
+from .stride import Stride
+from .swift import Swift, for_chains
+
+
+class Synthesized(NamedTuple):
+    """Chains of a batch after their steps.
+
+    Arguments:
+        images: Their pixels, with shape (B, C, H, W).
+        draw: Where they came from in the store.
+        moved: The distance of their last steps per root of a dimension, in standard deviations
+            of the reference, with shape (B).
+        stiffness: The mean stiffness of their steps, with shape (B); see
+            :mod:`ebm_from_clf.stride`. NaN where it is not known, as after a single step.
+    """
+
+    images: Tensor
+    draw: Draw
+    moved: Tensor
+    stiffness: Tensor
+
+
+class Synthesizer:
+    """Creates what moves the chains of a batch; it sets the energy's `start` and `sampler`.
+
+    Arguments:
+        energy: The energy.
+        sampler: The Langevin sampler, with the longest step.
+        chains: The persistent chains.
+        generator: The generator of all noise.
+        joint: Whether chains are of all classes together.
+        max_stiffness: Largest stiffness of steps; `None` for steps that stay.
+
+    Attributes:
+        sampler: The sampler as it is now.
+        stride: The length of its steps.
+
+    Raises:
+        ValueError: If 8-bit chains are used for an energy that is not on the box, or the
+            stiffness is out of range.
+    """
+
+    def __init__(
+        self,
+        energy: ClassifierEnergy,
+        sampler: Langevin,
+        chains: ChainStore,
+        generator: torch.Generator,
+        *,
+        joint: bool,
+        max_stiffness: float | None,
+    ) -> None:
+        if chains.storage == "uint8" and energy.support == "unbounded":
+            raise ValueError(
+                "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
+                "Use storage='float16', or a support on the box."
+            )
+        self.energy, self.sampler, self.chains = energy, sampler, chains
+        self.generator, self.joint = generator, joint
+        self.stride = Stride(max_stiffness)
+        self._swift: Swift | None = None
+        self._recorder = Recorder()
+        self._made: Langevin | None = None
+        energy.coarse, energy.start = None, chains.start
+        self.make_steps(sampler.n_steps, sampler.step_size)
+
+    def make_steps(self, n_steps: int, step_size: float) -> None:
+        """Sets the Langevin steps of an update, and with them the length of fresh chains.
+
+        Arguments:
+            n_steps: The number of steps.
+            step_size: Their longest step e.
+        """
+        self._longest = step_size
+        found = replace(self.sampler, n_steps=n_steps, step_size=step_size * self.stride.factor)
+        if found == self._made:
+            return  # the length of fresh chains is read from the device
+        self.sampler = self._made = found
+        # A fresh chain is as long as those of the store are in the end, on average.
+        length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
+        self.energy.sampler = replace(self.sampler, n_steps=length)
+
+    def follow(self) -> None:
+        """Makes steps as long as the stride says now."""
+        self.make_steps(self.sampler.n_steps, self._longest)
+
+    def __call__(self, y: Tensor) -> Synthesized:
+        """Moves one chain of each class index in y, new ones first by their burn-in.
+
+        Arguments:
+            y: The class indices, with shape (B).
+        """
+        draw = self.chains.draw(y, generator=self.generator)
+        u, fresh = draw.u, draw.fresh
+        energy = self.chain_energy()
+        if self.chains.burn_in and fresh.any():
+            first = replace(self.sampler, n_steps=self.chains.burn_in)
+            u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
+        before = u
+        u, trace = self.sampler(energy, u, y, generator=self.generator)
+        self.chains.write(draw, u)
+        moved = (u - before).flatten(1).square().mean(1).sqrt()
+        stiffness = self._stiffness(trace)
+        if self.stride.note(stiffness):
+            self.follow()
+        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
+
+    def _stiffness(self, trace: Trace) -> Tensor:
+        """Returns the stiffness of chains, with shape (B), NaN where it is not known."""
+        found = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
+        # Drifts of a fixed norm fall for no reason of the energy, random ones by chance.
+        known = self.sampler.tilt_norm is None and self.energy.smoothing is None
+        return torch.where(found.isfinite() & known, found, math.nan)
+
+    def chain_energy(self) -> nn.Module:
+        """Returns the energy that chains descend."""
+        energy = for_chains(self.swift_energy())
+        found = Marginal(energy) if self.joint else energy
+        if energy.smoothing is not None:
+            return found  # every pass draws other changes
+        return self._recorder.of(found, (energy.gain, energy.gauge))
+
+    def swift_energy(self) -> ClassifierEnergy:
+        """Returns the energy of single classes at the least cost of a pass."""
+        if self._swift is None or not self._swift.serves(self.energy):
+            self._swift = Swift(self.energy)
+        return self._swift.energy()
