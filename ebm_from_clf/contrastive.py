@@ -113,6 +113,7 @@ class Contrastive(nn.Module):
 
     def synthesize(self, y: Tensor) -> Synthesized:
         """Moves one chain of each class index in y, with shape (B), new ones by their burn-in."""
+        self.synthesizer.joint = self.objective.scores == "joint"
         return self.synthesizer(y)
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ r"""Passes of an energy on a GPU, recorded once and played again.
 Chains ask for these two again and again. A small network keeps a GPU waiting for the next of its
 kernels; a CUDA graph has them all. What is played reads the weights where they lie, and so follows
 what they learn. It is recorded anew if they lie elsewhere, and for batches of a size that was not
-met: sizes are rounded up to powers of two, so that there are few.
+met: sizes are rounded up, so that there are few. Hooks and numbers that are not tensors are those
+of the recording.
 
 References:
     | Accelerating PyTorch with CUDA graphs (Nguyen et al., 2021),
@@ -14,7 +15,9 @@ References:
 
 __all__ = ["Recorder"]
 
-from collections.abc import Hashable
+import warnings
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,23 +26,26 @@ from torch import Tensor, nn
 from .langevin import energy_and_score
 
 WARM_UP = 3
-MOST = 16
+MOST = 32
 
 
 class _Pass:
     """A recorded pass, with the places of what it reads and writes."""
 
-    def __init__(self, energy: nn.Module, u: Tensor, y: Tensor) -> None:
+    def __init__(self, energy: nn.Module, u: Tensor, y: Tensor, pool: Any) -> None:  # noqa: ANN401
         self.u, self.y = u, y
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(before)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 energy_and_score(energy, u, y)
+            with _no_waiting():
+                energy_and_score(energy, u, y)
         before.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph):
+            # Other threads, which pin memory of batches, may go on.
+            with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
                 self.value, self.score = energy_and_score(energy, u, y)
         except RuntimeError:
             torch.cuda.set_stream(before)  # torch leaves that of the recording in place
@@ -50,6 +56,7 @@ class _Pass:
         self.u[:n].copy_(u)
         self.y[:n].copy_(y)
         self.graph.replay()
+        # The next recording that is played may write over them.
         return self.value[:n].clone(), self.score[:n].clone()
 
 
@@ -75,33 +82,52 @@ class Recorder:
             settings: What its value depends on beside its tensors.
         """
         tensors = [*energy.parameters(), *energy.buffers()]
-        if self._fails or not tensors or not all(t.is_cuda for t in tensors):
+        if self._fails or {t.device.type for t in tensors} != {"cuda"}:
             return energy
-        if torch.is_autocast_enabled("cuda") or torch.cuda.is_current_stream_capturing():
+        several = len({t.device for t in tensors}) > 1
+        if (
+            several
+            or torch.is_autocast_enabled("cuda")
+            or torch.cuda.is_current_stream_capturing()
+        ):
             return energy
-        made_of = (settings, *((t.data_ptr(), t.dtype, t.stride()) for t in tensors))
+        self.follow((settings, *(_place(t) for t in tensors)))
+        return _Played(energy, self)
+
+    def follow(self, made_of: Hashable) -> None:
+        """Forgets what was recorded of something else.
+
+        Arguments:
+            made_of: What passes are recorded of now.
+        """
         if made_of != self._made_of:
             self._passes.clear()
             self._made_of = made_of
-        return _Played(energy, self)
 
     def play(self, energy: nn.Module, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Returns energies and scores; arguments as for :func:`energy_and_score`."""
         if self._fails or not len(u):
             return energy_and_score(energy, u, y)
-        size = 1 << (len(u) - 1).bit_length()
-        key = (size, u.shape[1:], u.dtype, y.shape[1:], y.dtype)
+        n = _rounded(len(u))
+        key = (n, u.shape[1:], u.dtype, y.shape[1:], y.dtype)
         if key not in self._passes:
-            if len(self._passes) >= MOST:
-                self._passes.clear()
-            try:
-                with torch.cuda.device(u.device):
-                    self._passes[key] = _Pass(energy, _grown(u, size), _grown(y, size))
-            except RuntimeError:
-                # It waits for the GPU, or does something else that no graph can hold.
-                self._fails = True
-                return energy_and_score(energy, u, y)
+            self._record(key, energy, _grown(u, n), _grown(y, n))
+        if self._fails:
+            return energy_and_score(energy, u, y)
         return self._passes[key](u, y)
+
+    def _record(self, key: Hashable, energy: nn.Module, u: Tensor, y: Tensor) -> None:
+        if len(self._passes) >= MOST:
+            self._passes.clear()
+        # They share their memory: one is played at a time.
+        pool = next((known.graph.pool() for known in self._passes.values()), None)
+        try:
+            with torch.cuda.device(u.device):
+                self._passes[key] = _Pass(energy, u, y, pool)
+        except RuntimeError:
+            # It waits for the GPU, or does something else that no graph can hold.
+            self._passes.clear()
+            self._fails = True
 
 
 class _Played(nn.Module):
@@ -116,10 +142,34 @@ class _Played(nn.Module):
         return self.energy(u, y)
 
     def confine(self, u: Tensor) -> Tensor:
-        return self.energy.confine(u)
+        return self.energy.confine(u)  # type: ignore[operator]
 
     def energy_and_score(self, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return self._recorder.play(self.energy, u, y)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Makes waiting for the GPU an error; in a recording it would harm what comes after."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says that it does not see all of it
+            torch.cuda.set_sync_debug_mode("error")
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _place(tensor: Tensor) -> Hashable:
+    """Returns where a tensor lies and how."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _rounded(n: int) -> int:
+    """Returns a batch size rounded up, by a quarter at most."""
+    step = max((1 << (n - 1).bit_length()) // 8, 1)
+    return -(-n // step) * step
 
 
 def _grown(tensor: Tensor, n: int) -> Tensor:

@@ -75,7 +75,8 @@ FOLDERS = {
     ],
 }
 MATHEMATICS = {name for names in FLOORS[:8] for name in names}
-STANDARD = {"copy", "os", "inspect", "math", "typing", "collections", "contextlib", "dataclasses"}
+STANDARD = {"copy", "os", "inspect", "math", "typing", "warnings"}
+STANDARD |= {"collections", "contextlib", "dataclasses"}
 
 
 def rank(floors):

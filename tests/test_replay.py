@@ -17,11 +17,14 @@ def recorded(monkeypatch):
     sizes = []
 
     class Pass(replay._Pass):
-        def __init__(self, energy, u, y):
+        def __init__(self, energy, u, y, pool):
             self.energy, self.u, self.y = energy, u, y
             self.value, self.score = energy_and_score(energy, u, y)
             self.graph = self
             sizes.append(len(u))
+
+        def pool(self):
+            return None
 
         def replay(self):
             found = energy_and_score(self.energy, self.u, self.y)
@@ -44,7 +47,10 @@ def test_a_batch_of_any_size_is_played_in_one_of_few(recorded):
         for _ in range(2):  # recorded, then played
             found, expected = recorder.play(energy, u, y), energy_and_score(energy, u, y)
             assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
-    assert recorded == [8, 4, 1, 2]
+    assert recorded == [5, 8, 3, 1, 6, 4, 2]
+    for n in range(9, 17):
+        recorder.play(energy, *batch(n))
+    assert recorded[7:] == [10, 12, 14, 16]
 
 
 def test_what_was_played_stays_when_more_is_played(recorded):
@@ -53,6 +59,25 @@ def test_what_was_played_stays_when_more_is_played(recorded):
     kept = [t.clone() for t in first]
     recorder.play(energy, *batch(4, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_what_was_recorded_of_something_else_is_forgotten(recorded):
+    energy, recorder = toys.smooth(), replay.Recorder()
+    weight = next(energy.classifier.parameters())
+
+    def sizes():
+        recorder.follow((1.0, replay._place(weight)))
+        recorder.play(energy, *batch(4))
+        return recorded
+
+    assert sizes() == [4] and sizes() == [4]
+    with torch.no_grad():
+        weight.mul_(1.1)  # where it was
+    assert sizes() == [4]
+    weight.data = weight.data.clone()
+    assert sizes() == [4, 4]
+    recorder.follow((2.0, replay._place(weight)))
+    assert not recorder._passes
 
 
 def test_what_cannot_be_recorded_is_not_tried_again(monkeypatch):
