@@ -40,6 +40,8 @@ class StartSettings:
             enlarged to the full size when drawn. Full size throughout if absent. Numbers held
             are classes x (rank + 2) x pixels of that size, and to fit, classes x per_class x
             pixels.
+        from_data: Fraction of the new chains of an update that begin at its observed images
+            instead. Samples never do.
     """
 
     kind: StartKind = "gaussian"
@@ -48,6 +50,7 @@ class StartSettings:
     modes: int = 1
     per_class: int = 1000
     size: int | None = None
+    from_data: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StartKind):
@@ -58,6 +61,8 @@ class StartSettings:
             )
         if self.size is not None and self.size < 1:
             raise ValueError(f"StartSettings: `size` must be 1 or more, got {self.size}.")
+        if not 0 <= self.from_data <= 1:
+            raise ValueError(f"StartSettings: `from_data` is a fraction, got {self.from_data}.")
 
     def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
         """Creates the start, fitted to a data set where it needs one."""

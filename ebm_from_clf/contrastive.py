@@ -60,10 +60,12 @@ class Contrastive(nn.Module):
         generator: The generator of all its noise.
         max_stiffness: Largest stiffness of the chains' steps, two or more of them, which are
             shortened above it, and as long as `sampler` says at most. `None` for steps that stay.
+        from_data: Fraction of new chains that begin at observed images, not where `chains` says;
+            it keeps long runs from raising the scores of rare images without end.
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or joint
-            scores in a gauge where they are 0, or the stiffness is out of range.
+            scores in a gauge where they are 0, or the stiffness or fraction is out of range.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Contrastive(nn.Module):
         *,
         generator: torch.Generator | None = None,
         max_stiffness: float | None = 0.25,
+        from_data: float = 0.0,
     ) -> None:
         super().__init__()
         self.energy = energy
@@ -87,7 +90,13 @@ class Contrastive(nn.Module):
             )
         self.generator = generator or torch.Generator().manual_seed(0)
         self.synthesizer = Synthesizer(
-            energy, sampler, chains, self.generator, joint=is_joint, max_stiffness=max_stiffness
+            energy,
+            sampler,
+            chains,
+            self.generator,
+            joint=is_joint,
+            max_stiffness=max_stiffness,
+            from_data=from_data,
         )
 
     @property
@@ -109,12 +118,20 @@ class Contrastive(nn.Module):
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
-        return self.terms(x, y, self.synthesize(y).images).contrast
+        return self.terms(x, y, self.synthesize(y, x).images).contrast
 
-    def synthesize(self, y: Tensor) -> Synthesized:
-        """Moves one chain of each class index in y, with shape (B), new ones by their burn-in."""
+    def synthesize(self, y: Tensor, x: Tensor | None = None) -> Synthesized:
+        """Moves one chain of each class index in y, new ones first by their burn-in.
+
+        Arguments:
+            y: The class indices, with shape (B).
+            x: Observed images of these classes, pixels in [0, 1], with shape (B, C, H, W), where
+                `from_data` of the new chains begin.
+        """
         self.synthesizer.joint = self.objective.scores == "joint"
-        return self.synthesizer(y)
+        if x is None or not self.synthesizer.from_data:
+            return self.synthesizer(y)
+        return self.synthesizer(y, self._observe(x))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns how long steps are, which belongs to the state of the module."""

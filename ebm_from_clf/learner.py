@@ -88,6 +88,7 @@ class Learner:
             settings.objective,
             generator=generator,
             max_stiffness=settings.curriculum.max_stiffness,
+            from_data=settings.start.from_data,
         )
 
     def contrast(
@@ -102,7 +103,7 @@ class Learner:
             at: The number of updates made before.
             rate: A factor on the learning rate.
         """
-        synthesized = self.gen.synthesize(y)
+        synthesized = self.gen.synthesize(y, x)
         with self.descent.held():
             terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
             loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy

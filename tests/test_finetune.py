@@ -426,7 +426,7 @@ def test_steps_grow_over_a_run(digits):
     options = QUICK | {"curriculum": curriculum, "sampler": Langevin(n_steps=2, step_size=0.1)}
     tuner = Finetuner(energy(digits), digits, Settings(updates=6, log_every=4, **options))
     synthesize = tuner.gen.synthesize
-    tuner.gen.synthesize = lambda y: (seen.append(tuner.gen.sampler.n_steps), synthesize(y))[1]
+    tuner.gen.synthesize = lambda *a: (seen.append(tuner.gen.sampler.n_steps), synthesize(*a))[1]
     tuner.run()
     half = math.sqrt(3) / 2
     progress = [0, (1 - half) / 2, 1 / 4, 1 / 2, 3 / 4, (1 + half) / 2]
