@@ -118,6 +118,7 @@ class Contrastive(nn.Module):
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
+        y = y.long()
         return self.terms(x, y, self.synthesize(y, x).images).contrast
 
     def synthesize(self, y: Tensor, x: Tensor | None = None) -> Synthesized:
@@ -128,10 +129,11 @@ class Contrastive(nn.Module):
             x: Observed images of these classes, pixels in [0, 1], with shape (B, C, H, W), where
                 `from_data` of the new chains begin.
         """
-        self.synthesizer.joint = self.objective.scores == "joint"
-        if x is None or not self.synthesizer.from_data:
-            return self.synthesizer(y)
-        return self.synthesizer(y, self._observe(x))
+        made = self.synthesizer
+        # As they are now: each may have been replaced.
+        made.energy, made.chains, made.generator = self.energy, self.chains, self.generator
+        made.joint = self.objective.scores == "joint"
+        return made(y, None if x is None or not made.from_data else self._observe(x))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Returns how long steps are, which belongs to the state of the module."""

@@ -28,6 +28,7 @@ from torch import Tensor
 EDGE = 0.5
 EVERY = 10
 LENGTHEN = 1.05
+SHORTEST = 1e-3
 
 
 class Stride:
@@ -76,7 +77,7 @@ class Stride:
             return False
         # The stiffness grows with the square of the step.
         change = math.sqrt(self.max_stiffness / max(found, 1e-9))
-        self.factor = min(self.factor * min(max(change, 0.5), LENGTHEN), 1.0)
+        self.factor = min(max(self.factor * min(max(change, 0.5), LENGTHEN), SHORTEST), 1.0)
         return self.factor != before
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,4 +90,5 @@ class Stride:
         Arguments:
             state: The state.
         """
-        self.factor, self._noted = state["factor"], list(state["noted"])
+        if self.max_stiffness is not None:
+            self.factor, self._noted = state["factor"], list(state["noted"])

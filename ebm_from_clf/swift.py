@@ -25,9 +25,10 @@ class Swift:
         self.source = energy
         self._folded = fold(energy.classifier, energy.space(_probes(energy)))
         self._made_of = _tensors(energy)
+        self._parts = list(energy.classifier.modules())
 
     def serves(self, energy: ClassifierEnergy) -> bool:
-        """Tells whether this was made of an energy and of the tensors that it has now.
+        """Tells whether this was made of an energy and of the parts that it has now.
 
         Arguments:
             energy: The energy.
@@ -37,6 +38,9 @@ class Swift:
             a is b and kind == other
             for (a, *kind), (b, *other) in zip(now, self._made_of, strict=True)
         )
+        parts = list(energy.classifier.modules())
+        same = same and len(parts) == len(self._parts)
+        same = same and all(a is b for a, b in zip(parts, self._parts, strict=True))
         return self.source is energy and same
 
     def energy(self) -> ClassifierEnergy:

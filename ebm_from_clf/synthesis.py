@@ -156,5 +156,5 @@ class Synthesizer:
     def swift_energy(self) -> ClassifierEnergy:
         """Returns the energy of single classes at the least cost of a pass."""
         if self._swift is None or not self._swift.serves(self.energy):
-            self._swift = Swift(self.energy)
+            self._swift, self._recorder = Swift(self.energy), Recorder()
         return self._swift.energy()

@@ -501,6 +501,31 @@ def test_drop_in_adds_to_a_plain_loop():
         gen(X, Y + 1)
 
 
+def test_parts_of_the_drop_in_may_be_replaced():
+    gen, other = drop_in(toys.smooth()), drop_in(toys.smooth())
+    gen(X, Y.int())
+    before = gen.chains.state.clone()
+    first, gen.chains = gen.chains, other.chains
+    gen.generator = toys.seeded(9)
+    gen(X, Y)
+    assert torch.equal(first.state, before) and int((gen.chains.age > 0).sum()) == 6
+    again = drop_in(toys.smooth())
+    again.generator = toys.seeded(9)
+    again(X, Y)
+    assert torch.equal(again.chains.state, gen.chains.state)
+    # A part without tensors in its place: chains see it too.
+    energy = gen.energy
+    wrapped = nn.Sequential(energy.classifier, Negative())
+    energy.classifier = wrapped
+    u = energy.reference.encode(X)
+    assert torch.equal(gen.synthesizer.swift_energy().tilt(u, Y), energy.tilt(u, Y))
+
+
+class Negative(nn.Module):
+    def forward(self, x):
+        return -x
+
+
 def test_moments_helper_catches_a_shift():
     u = torch.randn(10_000, 3, generator=toys.seeded(5))
     stats.assert_moments(u, torch.zeros(3), torch.ones(3))

@@ -81,6 +81,7 @@ def test_other_tensors_or_another_place_make_another_copy():
     assert changed(lambda network: network.load_state_dict(dict(state), assign=True))
     assert changed(lambda network: network.reset_classifier(7))
     assert changed(lambda network: network.double())
+    assert changed(lambda network: setattr(network.layer1[0], "act2", nn.SiLU()))
     assert not changed(lambda network: network.load_state_dict(state))
 
 

@@ -173,6 +173,17 @@ def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
     other.synthesizer.make_steps(3, 0.2)
     other.load_state_dict(gen.state_dict())
     assert other.sampler == gen.sampler and other.energy.sampler == gen.energy.sampler
+    # Steps that stay do so whatever is loaded.
+    other.synthesizer.stride = Stride(None)
+    other.load_state_dict(gen.state_dict())
+    assert other.sampler.step_size == 0.2
+
+
+def test_a_step_never_vanishes():
+    stride = Stride(1e-300)
+    for _ in range(200 * EVERY):
+        stride.note(torch.ones(4))
+    assert stride.factor == 1e-3
 
 
 @pytest.mark.parametrize("unknown", ["fixed norm", "random", "one step", "not finite"])
