@@ -35,7 +35,13 @@ def timm_name(name: str) -> str:
 
     Arguments:
         name: Any name of timm, or a folder.
+
+    Raises:
+        UsageError: If it is the folder of a run, which has a model in it.
     """
+    model = Path(name) / "model"
+    if (model / "config.json").is_file():
+        raise UsageError(f"{name}: the folder of a run. Give the model in it, {model}.")
     return f"local-dir:{name}" if (Path(name) / "config.json").is_file() else name
 
 

@@ -479,6 +479,16 @@ def test_a_damaged_model_is_refused_and_writes_nothing(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_the_folder_of_a_run_names_the_model_in_it(model, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model").symlink_to(model, target_is_directory=True)
+    match = f"Give the model in it, {tmp_path / 'run/model'}"
+    refused(match, "doctor", tmp_path / "run")
+    refused(match, "sample", tmp_path / "run", "--classes", "0", "--output", tmp_path / "out")
+    refused(match, "evaluate", tmp_path / "run", "--data=digits8x8", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_are_missing_are_refused_and_write_nothing(model, tmp_path):
     out = tmp_path / "out"
     refused("give `", "evaluate", model, "--data", "digits", "--output", out)
