@@ -15,6 +15,7 @@ from .data import gather
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .folders import mappable
+from .lead import Lead
 from .machine import free_memory
 from .mixture import ClassMixture
 from .reference import Reference
@@ -40,8 +41,6 @@ class StartSettings:
             enlarged to the full size when drawn. Full size throughout if absent. Numbers held
             are classes x (rank + 2) x pixels of that size, and to fit, classes x per_class x
             pixels.
-        from_data: Fraction of the new chains of an update that begin at its observed images
-            instead. Samples never do.
     """
 
     kind: StartKind = "gaussian"
@@ -50,7 +49,6 @@ class StartSettings:
     modes: int = 1
     per_class: int = 1000
     size: int | None = None
-    from_data: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(StartKind):
@@ -61,8 +59,6 @@ class StartSettings:
             )
         if self.size is not None and self.size < 1:
             raise ValueError(f"StartSettings: `size` must be 1 or more, got {self.size}.")
-        if not 0 <= self.from_data <= 1:
-            raise ValueError(f"StartSettings: `from_data` is a fraction, got {self.from_data}.")
 
     def build(self, energy: ClassifierEnergy, dataset: Dataset, n_classes: int) -> Start:
         """Creates the start, fitted to a data set where it needs one."""
@@ -104,6 +100,9 @@ class ChainSettings:
         mapped: Whether chains lie in a file of the run's folder instead of in memory, for many
             classes of large images. A run that goes back or is resumed begins those chains anew
             that were written since.
+        max_lead: How far the score of an image may be ahead of its chain's, in times the largest
+            lead of a chain over its image, of late; beyond it the chain goes on from the image.
+            `null` for chains that never do.
     """
 
     per_class: int = 100
@@ -111,6 +110,7 @@ class ChainSettings:
     burn_in: int = 10
     storage: Storage = "float32"
     mapped: bool = False
+    max_lead: float | None = 1.5
 
     def __post_init__(self) -> None:
         if self.per_class < 1 or self.burn_in < 0:
@@ -119,6 +119,7 @@ class ChainSettings:
                 f"{self.per_class} and {self.burn_in}."
             )
         rates(self.restart_rate, 1)
+        Lead(self.max_lead)  # checks it
 
     def build(
         self, reference: Reference, start: Start, n_classes: int, file: Path | None
@@ -135,6 +136,7 @@ class ChainSettings:
             UsageError: If mapped chains do not fit the disk, or others the memory.
         """
         options: dict[str, Any] = asdict(self)
+        del options["max_lead"]
         if not options.pop("mapped"):
             self.check_memory(n_classes, reference.shape, reference.mean.device)
             return ChainStore(reference, start, n_classes, **options)

@@ -175,13 +175,19 @@ class ChainStore(nn.Module):
             u: Their new states, with the shape of `draw.u`.
         """
         y, slot, fresh, u = _own(draw, draw.fresh, u)
-        at = self._at(y, slot)
-        if self.stamp is not None:
-            # Before the state: if the process ends in between, the chain must not pass for old.
-            self.clock += 1
-            self.stamp[at] = self.written[y, slot] = self.clock
-        self.state[at] = self._pack(u).to(self.state.device)
-        self.age[y, slot] = torch.where(fresh, 1, self.age[y, slot] + 1)
+        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1))
+
+    def begin_at(self, draw: Draw, where: Tensor, u: Tensor) -> None:
+        """Lets some chains go on from other states when they are drawn next.
+
+        Arguments:
+            draw: What :meth:`draw` gave.
+            where: Which of them, with shape (B).
+            u: The states, with the shape of `draw.u`.
+        """
+        y, slot, where, u = _own(draw, where, u)
+        y, slot = y[where], slot[where]
+        self._put(y, slot, u[where], torch.ones_like(slot))
 
     def begin_anew(self, draw: Draw, where: Tensor) -> None:
         """Begins some chains anew when they are drawn next.
@@ -211,6 +217,16 @@ class ChainStore(nn.Module):
         x = dequantize(x) if self.storage == "uint8" else reference.decode(x.float())
         begun = torch.cat([self.age[c, :n] for c in classes]) > 0
         return torch.where(begun[:, None, None, None], x, reference.mean)
+
+    def _put(self, y: Tensor, slot: Tensor, u: Tensor, age: Tensor) -> None:
+        """Writes states and ages."""
+        at = self._at(y, slot)
+        if self.stamp is not None:
+            # Before the state: if the process ends in between, the chain must not pass for old.
+            self.clock += 1
+            self.stamp[at] = self.written[y, slot] = self.clock
+        self.state[at] = self._pack(u).to(self.state.device)
+        self.age[y, slot] = age
 
     def _at(self, y: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where chains lie, as an index on the device of the states."""

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .chains import ChainStore
+from .chains import ChainStore, Draw
 from .energy import ClassifierEnergy
 from .langevin import Langevin
+from .lead import Lead
 from .marginal import joint
 from .noise import normal
 from .objective import Objective
@@ -60,12 +61,13 @@ class Contrastive(nn.Module):
         generator: The generator of all its noise.
         max_stiffness: Largest stiffness of the chains' steps, two or more of them, which are
             shortened above it, and as long as `sampler` says at most. `None` for steps that stay.
-        from_data: Fraction of new chains that begin at observed images, not where `chains` says;
-            it keeps long runs from raising the scores of rare images without end.
+        max_lead: How far the score of an image may be ahead of its chain's, in times the largest
+            lead of a chain over its image, of late; beyond it the chain goes on from the image,
+            see :mod:`ebm_from_clf.lead`. `None` for chains that never do.
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or joint
-            scores in a gauge where they are 0, or the stiffness or fraction is out of range.
+            scores in a gauge where they are 0, or the stiffness or lead is out of range.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Contrastive(nn.Module):
         *,
         generator: torch.Generator | None = None,
         max_stiffness: float | None = 0.25,
-        from_data: float = 0.0,
+        max_lead: float | None = 1.5,
     ) -> None:
         super().__init__()
         self.energy = energy
@@ -96,8 +98,8 @@ class Contrastive(nn.Module):
             self.generator,
             joint=is_joint,
             max_stiffness=max_stiffness,
-            from_data=from_data,
         )
+        self.lead = Lead(max_lead)
 
     @property
     def sampler(self) -> Langevin:
@@ -119,33 +121,55 @@ class Contrastive(nn.Module):
         check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
         y = y.long()
-        return self.terms(x, y, self.synthesize(y, x).images).contrast
+        synthesized = self.synthesize(y)
+        terms = self.terms(x, y, synthesized.images)
+        self.reach(x, synthesized.draw, terms)
+        return terms.contrast
 
-    def synthesize(self, y: Tensor, x: Tensor | None = None) -> Synthesized:
+    def synthesize(self, y: Tensor) -> Synthesized:
         """Moves one chain of each class index in y, new ones first by their burn-in.
 
         Arguments:
             y: The class indices, with shape (B).
-            x: Observed images of these classes, pixels in [0, 1], with shape (B, C, H, W), where
-                `from_data` of the new chains begin.
         """
         made = self.synthesizer
         # As they are now: each may have been replaced.
         made.energy, made.chains, made.generator = self.energy, self.chains, self.generator
         made.joint = self.objective.scores == "joint"
-        return made(y, None if x is None or not made.from_data else self._observe(x))
+        return made(y)
+
+    def reach(self, x: Tensor, draw: Draw, terms: Terms) -> Tensor:
+        """Lets chains go on from images that none of them gets to.
+
+        Not if observed images are cut out of larger ones and chains are on the torus: the border
+        of such an image would be a seam.
+
+        Arguments:
+            x: The observed images, with shape (B, C, H, W).
+            draw: The chains that were drawn for them.
+            terms: What :meth:`terms` gave of them.
+
+        Returns:
+            Which of them, a bool tensor of shape (B).
+        """
+        ahead = self.lead(terms.observed - terms.synthesized)
+        if self.lead.limit is None or hasattr(self.energy.classifier, "on_torus"):
+            return torch.zeros_like(ahead)
+        self.chains.begin_at(draw, ahead, self.energy.confine(self.energy.reference.encode(x)))
+        return ahead
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Returns how long steps are, which belongs to the state of the module."""
-        return self.synthesizer.stride.state_dict()
+        """Returns how long steps are and how far chains lead: they belong to the state."""
+        return {"stride": self.synthesizer.stride.state_dict(), "lead": self.lead.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Goes on with steps of that length.
+        """Goes on with steps of that length and chains that lead so far.
 
         Arguments:
             state: The state.
         """
-        self.synthesizer.stride.load_state_dict(state)
+        self.synthesizer.stride.load_state_dict(state["stride"])
+        self.lead.load_state_dict(state["lead"])
         self.synthesizer.follow()
 
     def worst(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,8 +138,7 @@ def _behind(line: dict[str, float], limits: GuardSettings) -> Fault | None:
         return Fault(
             f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
             f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
-            "shorter Langevin steps and more of them, let some chains begin at data "
-            "(start.from_data), or match the stem to the image size",
+            "shorter Langevin steps and more of them, or match the stem to the image size",
             "chains",
         )
     if line["class_gap"] > limits.max_class_gap:

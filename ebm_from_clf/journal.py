@@ -5,7 +5,8 @@ run. `auc` is the probability that an observed image scores higher than a synthe
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `stiffness` (95 % of the
 chains have no more), `lost` and `saturated` are means over the updates of a line, `worst` is the
 largest score or loss of any of them and `gradient` the largest norm, `begun_anew` counts lost
-chains since the beginning; the others are of the last one. Beside them stands the class whose gap
+chains since the beginning and `begun_at_data` those that go on from an image they did not get to
+(see :mod:`ebm_from_clf.lead`); the others are of the last one. Beside them stands the class whose gap
 is largest, with its `class_gap`: a mean over its images with weights that fall by .03 an image,
 and 0 before twenty of them. `accuracy` is that at the images of the cross-entropy: augmented, and
 where the objective is adversarial, moved. Lines of the warm start say so as their `stage`; they
@@ -53,6 +54,7 @@ class Journal:
         terms: Terms,
         synthesized: Synthesized,
         lost: torch.Tensor,
+        ahead: torch.Tensor,
         gradient: torch.Tensor,
     ) -> None:
         """Notes an update, without waiting for its numbers.
@@ -62,6 +64,7 @@ class Journal:
             terms: The parts of its loss.
             synthesized: The chains.
             lost: Which of them are begun anew.
+            ahead: Which of them go on from the image of their place.
             gradient: The norm of the gradient.
         """
         observed, synthetic, images = terms.observed, terms.synthesized, synthesized.images
@@ -78,6 +81,7 @@ class Journal:
             lost.float().mean(),
             *(((v <= 0) | (v >= 1)).float().mean() for v in (images, x)),
             lost.sum().float(),
+            ahead.sum().float(),
         )
         self._pending.append(torch.stack(row).detach())
         self._follow(synthesized.draw.y, (observed - synthetic).detach().float())
@@ -148,7 +152,8 @@ class Journal:
         mean = table.mean(0).tolist()
         gaps, known = self._gaps.cpu()
         gaps = torch.where(known >= KNOWN, gaps / known, 0)
-        before = self.lines[-1].get("begun_anew", 0) if self.lines else 0
+        before = self.lines[-1] if self.lines else {}
+        anew, at_data = (int(n) for n in table[:, -2:].sum(0))
         line: Line = numbers | {
             "contrast": contrast,
             "cross_entropy": entropy,
@@ -160,8 +165,9 @@ class Journal:
             "gradient": float(table[:, 4].max()),
             "class_gap": float(gaps.max()),
             "worst_class": int(gaps.argmax()),
-            "begun_anew": before + int(table[:, -1].sum()),
-            **dict(zip(MEANS, mean[5:-1], strict=True)),
+            "begun_anew": before.get("begun_anew", 0) + anew,
+            "begun_at_data": before.get("begun_at_data", 0) + at_data,
+            **dict(zip(MEANS, mean[5:-2], strict=True)),
         }
         self.lines.append(line)
         return line

@@ -28,10 +28,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Contrasted(NamedTuple):
-    """What an update with chains leaves behind: its terms, its chains, the gradient's norm."""
+    """What an update with chains leaves behind.
+
+    Arguments:
+        terms: The parts of its loss.
+        synthesized: Its chains.
+        ahead: Which of them go on from the image of their place, with shape (B).
+        gradient: The norm of the gradient.
+    """
 
     terms: Terms
     synthesized: Synthesized
+    ahead: Tensor
     gradient: Tensor
 
 
@@ -88,7 +96,7 @@ class Learner:
             settings.objective,
             generator=generator,
             max_stiffness=settings.curriculum.max_stiffness,
-            from_data=settings.start.from_data,
+            max_lead=settings.chains.max_lead,
         )
 
     def contrast(
@@ -103,12 +111,13 @@ class Learner:
             at: The number of updates made before.
             rate: A factor on the learning rate.
         """
-        synthesized = self.gen.synthesize(y, x)
+        synthesized = self.gen.synthesize(y)
         with self.descent.held():
             terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
             loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
             gradient = self.descent.step(loss, at, rate)
-        return Contrasted(terms, synthesized, gradient)
+        ahead = self.gen.reach(x, synthesized.draw, terms)
+        return Contrasted(terms, synthesized, ahead, gradient)
 
     def denoise(self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float) -> Denoised:
         """Makes an update of the warm start; arguments as for :meth:`contrast`."""
@@ -138,7 +147,7 @@ class Learner:
             "descent": self.descent.state_dict(),
             "chains": self.chains.state_dict(),
             "gain": self.energy.gain,
-            "stride": self.gen.get_extra_state(),
+            "gen": self.gen.get_extra_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -150,4 +159,4 @@ class Learner:
         self.descent.load_state_dict(state["descent"])
         self.chains.load_state_dict(state["chains"])
         self.energy.gain = state["gain"]
-        self.gen.set_extra_state(state["stride"])
+        self.gen.set_extra_state(state["gen"])

@@ -4,8 +4,7 @@ r"""Chains of a batch: what Algorithm 1 of the paper synthesizes at each update.
 
 One chain of each observed class is taken from the store, moved by a few such steps at the least
 cost of a pass, and put back. Steps are as long as the energy lets them be, see
-:mod:`ebm_from_clf.stride`. Some new chains may begin at observed images: the scores of images that
-are rare in the data, and that chains hardly get to, would else be raised without end.
+:mod:`ebm_from_clf.stride`.
 """
 
 __all__ = ["Synthesized", "Synthesizer"]
@@ -54,7 +53,6 @@ class Synthesizer:
         generator: The generator of all noise.
         joint: Whether chains are of all classes together.
         max_stiffness: Largest stiffness of steps; `None` for steps that stay.
-        from_data: Fraction of new chains that begin at the observed image of their place.
 
     Attributes:
         sampler: The sampler as it is now.
@@ -62,7 +60,7 @@ class Synthesizer:
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or the
-            stiffness or the fraction is out of range.
+            stiffness is out of range.
     """
 
     def __init__(
@@ -74,17 +72,14 @@ class Synthesizer:
         *,
         joint: bool,
         max_stiffness: float | None,
-        from_data: float,
     ) -> None:
-        if not 0 <= from_data <= 1:
-            raise ValueError(f"Contrastive: `from_data` is a fraction, got {from_data}.")
         if chains.storage == "uint8" and energy.support == "unbounded":
             raise ValueError(
                 "Contrastive: `uint8` chains are clipped to [0, 1], the energy is unbounded. "
                 "Use storage='float16', or a support on the box."
             )
         self.energy, self.sampler, self.chains = energy, sampler, chains
-        self.generator, self.joint, self.from_data = generator, joint, from_data
+        self.generator, self.joint = generator, joint
         self.stride = Stride(max_stiffness)
         self._swift: Swift | None = None
         self._recorder = Recorder()
@@ -112,19 +107,14 @@ class Synthesizer:
         """Makes steps as long as the stride says now."""
         self.make_steps(self.sampler.n_steps, self._longest)
 
-    def __call__(self, y: Tensor, observed: Tensor | None = None) -> Synthesized:
+    def __call__(self, y: Tensor) -> Synthesized:
         """Moves one chain of each class index in y, new ones first by their burn-in.
 
         Arguments:
             y: The class indices, with shape (B).
-            observed: Observed images of these classes, with shape (B, C, H, W).
         """
         draw = self.chains.draw(y, generator=self.generator)
         u, fresh = draw.u, draw.fresh
-        if observed is not None and self.from_data:
-            chance = torch.rand(len(y), generator=self.generator, device=self.generator.device)
-            here = fresh & (chance < self.from_data).to(fresh.device)
-            u = torch.where(here.view(-1, 1, 1, 1), self.energy.reference.encode(observed), u)
         energy = self.chain_energy()
         if self.chains.burn_in and fresh.any():
             first = replace(self.sampler, n_steps=self.chains.burn_in)

@@ -24,7 +24,6 @@ from ebm_from_clf.classify import train_classifier
 from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.marginal import Marginal
 from ebm_from_clf.objective import generative, likelihood, logistic, trim
-from ebm_from_clf.start import UniformStart
 
 F_OBS = torch.tensor([0.5, -1.0, 3.0], requires_grad=True)
 F_SYN = torch.tensor([-2.0, 0.1, 0.7, 40.0], requires_grad=True)
@@ -250,35 +249,6 @@ def test_settings_reach_cd_k_and_short_runs():
 
 X = torch.rand(6, *toys.SHAPE, generator=toys.seeded(2))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
-def test_some_new_chains_begin_at_the_image_of_their_place(fraction):
-    """Rare images are raised less by that fraction: a chain beside them pulls them down again."""
-    energy, n = toys.smooth(), 300
-    start = UniformStart(energy.reference.shape)
-    chains = ChainStore(energy.reference, start, 3, per_class=9, restart_rate=0.5, burn_in=0)
-    gen = Contrastive(
-        energy,
-        Langevin(n_steps=1, step_size=1e-4),
-        chains,
-        Objective(data_noise=0.0),
-        generator=toys.seeded(4),
-        from_data=fraction,
-    )
-    hits, fresh = 0, 0
-    for _ in range(n):
-        found = gen.synthesize(Y, X)
-        near = (found.images - X).flatten(1).norm(dim=1) < 0.01
-        hits, fresh = (
-            hits + int((near & found.draw.fresh).sum()),
-            fresh + int(found.draw.fresh.sum()),
-        )
-    error = math.sqrt(fraction * (1 - fraction) / fresh)
-    assert fresh > n and abs(hits / fresh - fraction) <= 5 * error
-    # Without images beside them all chains begin at their start.
-    chains.begin_all_anew()
-    assert (gen.synthesize(Y).images - X).flatten(1).norm(dim=1).min() > 0.01
 
 
 def test_gradient_of_the_drop_in_is_the_formula():

@@ -10,6 +10,8 @@ from ebm_from_clf.contrastive import Terms
 from ebm_from_clf.journal import Journal
 from ebm_from_clf.synthesis import Synthesized
 
+NONE = (False, False)
+
 
 def terms(contrast, entropy, observed, synthesized, hits):
     scores = [torch.tensor([value - 1.0, value + 1.0]) for value in (observed, synthesized)]
@@ -18,12 +20,13 @@ def terms(contrast, entropy, observed, synthesized, hits):
     )
 
 
-def note(journal, *numbers, gradient=1.0, lost=(False, False), y=(0, 1)):
+def note(journal, *numbers, gradient=1.0, lost=NONE, ahead=NONE, y=(0, 1)):
     images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
     draw = Draw(images, torch.tensor(y), torch.zeros(2), torch.zeros(2))
     chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4]))
     observed = torch.full((2, 1, 1, 1), 0.5)
-    journal.add(observed, terms(*numbers), chains, torch.tensor(lost), torch.tensor(gradient))
+    masks = torch.tensor(lost), torch.tensor(ahead)
+    journal.add(observed, terms(*numbers), chains, *masks, torch.tensor(gradient))
 
 
 def test_a_line_holds_means_and_last_numbers():
@@ -43,12 +46,13 @@ def test_a_line_holds_means_and_last_numbers():
     assert journal.line()["worst"] == 0 and len(journal.lines) == 2
 
 
-def test_lost_chains_are_counted_from_the_beginning():
-    journal = Journal(3)
-    for lost in ((True, False), (True, True), (False, False)):
-        note(journal, 0.0, 0.0, 0.0, 0.0, 1.0, lost=lost)
+def test_chains_that_begin_elsewhere_are_counted_from_the_beginning():
+    journal, numbers = Journal(3), (0.0, 0.0, 0.0, 0.0, 1.0)
+    for lost, ahead in (((True, False), NONE), ((True, True), (True, False)), (NONE, NONE)):
+        note(journal, *numbers, lost=lost, ahead=ahead)
         journal.line()
     assert [line["begun_anew"] for line in journal.lines] == [1, 3, 3]
+    assert [line["begun_at_data"] for line in journal.lines] == [0, 1, 1]
 
 
 def test_the_class_that_fell_behind_is_found_among_the_others():

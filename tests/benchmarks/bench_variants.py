@@ -84,7 +84,7 @@ CHANGES = {
     "lower rates": {"chains.restart_rate": (0.3, 0.002), "chains.per_class": 64},
     "growing steps": {"curriculum.growth": 3.0, "chains.restart_rate": (0.5, 0.01)},
     "steps of .2": {"sampler.step_size": 0.2},
-    "starts from data": {"start.from_data": 0.25},
+    "images that may lead": {"chains.max_lead": None},
     "batches of 256": {"batch_size": 256, "chains.per_class": 128},
     "steps that stay": {"curriculum.max_stiffness": None},
     "one rate": {"chains.restart_rate": 0.1},
