@@ -14,18 +14,18 @@ __all__ = ["ClassifierEnergy"]
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .gauge import Gauge, check_classes, gauged, pick
+from .gauge import Gauge, check_classes, check_gauge, gauged, pick
 from .modes import evaluation_mode, frozen
 from .noise import Randomness
 from .reference import Reference
 from .smooth import Coarse, Smoothing, View
 from .space import PixelSpace
-from .support import Kept, Support, confine
+from .support import Kept, Support, check_support, confine
 
 
 class ClassifierEnergy(nn.Module):
@@ -81,18 +81,8 @@ class ClassifierEnergy(nn.Module):
                 f"ClassifierEnergy: the classifier takes images {tuple(space.shape)}, the "
                 f"reference has {tuple(reference.shape)}. Build the reference for that shape."
             )
-        if gauge not in get_args(Gauge):
-            raise ValueError(f"ClassifierEnergy: `gauge` is {get_args(Gauge)}, got {gauge!r}.")
-        if support not in get_args(Support):
-            raise ValueError(
-                f"ClassifierEnergy: `support` is {get_args(Support)}, got {support!r}."
-            )
-        if support != "unbounded" and not reference.is_diagonal:
-            raise ValueError(
-                f"ClassifierEnergy: support {support!r} needs a reference that acts on each "
-                f"pixel alone, got {type(reference).__name__}. Use WhiteNoise or a FittedGaussian "
-                "with covariance='pixel', or support='unbounded'."
-            )
+        check_gauge(gauge)
+        check_support(support, reference)
         if not (math.isfinite(gain) and gain > 0):
             raise ValueError(f"ClassifierEnergy: `gain` must be positive, got {gain}.")
         self.classifier = classifier

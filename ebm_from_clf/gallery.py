@@ -70,26 +70,11 @@ def write_samples(
     sampler = sampler or energy.sampler or UNTUNED
     folder = Path(output)
     check(energy, classes, n, seed)
-    strength = getattr(energy.start, "strength", None)
-    settings = {
-        "classes": [list(weights(blend).items()) for blend in classes],
-        "n": n,
-        "seed": seed,
-        "sampler": asdict(sampler),
-        "density": sampler.density,
-        "coarse": energy.coarse,
-        "gain": energy.gain,
-        "gauge": energy.gauge,
-        "support": energy.support,
-        "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
-        "start": type(energy.start).__name__,
-        "strength": None if strength is None else round(float(strength), 6),
-        "weights": _weights(energy),
-    }
+    asked = {"classes": [list(weights(blend).items()) for blend in classes], "n": n, "seed": seed}
     with claim(folder):
         steps = n_steps(energy, sampler)
         gallery = Gallery(folder, classes, n, steps, energy.class_names)
-        gallery.begin(json.loads(json.dumps(settings)), resume)
+        gallery.begin(json.loads(json.dumps(asked | _settings(energy, sampler))), resume)
         parts = stream(
             energy,
             classes,
@@ -240,6 +225,23 @@ def _read(path: Path) -> Tensor:
     return (
         torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).movedim(2, 0)
     )
+
+
+def _settings(energy: ClassifierEnergy, sampler: Langevin) -> dict[str, Any]:
+    """Returns what else the images of a class and a seed depend on."""
+    strength = getattr(energy.start, "strength", None)
+    return {
+        "sampler": asdict(sampler),
+        "density": sampler.density,
+        "coarse": energy.coarse,
+        "gain": energy.gain,
+        "gauge": energy.gauge,
+        "support": energy.support,
+        "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
+        "start": type(energy.start).__name__,
+        "strength": None if strength is None else round(float(strength), 6),
+        "weights": _weights(energy),
+    }
 
 
 def _weights(energy: ClassifierEnergy) -> int:

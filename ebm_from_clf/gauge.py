@@ -7,9 +7,9 @@ A softmax leaves g open, a function of the image. It changes every :math:`p_c` b
 classifier.
 """
 
-__all__ = ["Gauge", "check_classes", "gauged", "pick"]
+__all__ = ["Gauge", "check_classes", "check_gauge", "gauged", "pick"]
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,6 +41,19 @@ def pick(tilts: Tensor, y: Tensor) -> Tensor:
     if y.is_floating_point():
         return (tilts * y).sum(1)
     return tilts.gather(1, y[:, None])[:, 0]
+
+
+def check_gauge(gauge: str) -> None:
+    """Checks that there is such a gauge.
+
+    Arguments:
+        gauge: The gauge.
+
+    Raises:
+        ValueError: If there is not.
+    """
+    if gauge not in get_args(Gauge):
+        raise ValueError(f"ClassifierEnergy: `gauge` is {get_args(Gauge)}, got {gauge!r}.")
 
 
 def check_classes(y: Tensor, n: int, n_classes: int | None) -> None:

@@ -4,13 +4,13 @@ The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; nea
 run. `auc` is the probability that an observed image scores higher than a synthesized one, .5 where
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `stiffness` (95 % of the
 chains have no more), `lost` and `saturated` are means over the updates of a line, `worst` is the
-largest score or loss of any of them and `gradient` the largest norm, `begun_anew` counts lost
-chains since the beginning and `begun_at_data` those that go on from an image they did not get to
-(see :mod:`ebm_from_clf.lead`); the others are of the last one. Beside them stands the class whose gap
-is largest, with its `class_gap`: a mean over its images with weights that fall by .03 an image,
-and 0 before twenty of them. `accuracy` is that at the images of the cross-entropy: augmented, and
-where the objective is adversarial, moved. Lines of the warm start say so as their `stage`; they
-have no chains to tell of.
+largest score or loss of any of them and `gradient` the largest norm; the others are of the last
+one. Counted since the beginning are lost chains, `begun_anew`, and those that went on from an image
+that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside them stands the class
+whose gap is largest, with its `class_gap`: a mean over its images with weights that fall by .03 an
+image, and 0 before twenty of them. `accuracy` is that at the images of the cross-entropy:
+augmented, and where the objective is adversarial, moved. Lines of the warm start say so as their
+`stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]

@@ -1,8 +1,8 @@
 """Where a model lives: all images, or a box; and pixels that stay what they are."""
 
-__all__ = ["Kept", "Support", "confine"]
+__all__ = ["Kept", "Support", "check_support", "confine"]
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,26 @@ class Kept(nn.Module):
         super().__init__()
         self.register_buffer("image", image)
         self.register_buffer("mask", mask)
+
+
+def check_support(support: str, reference: Reference) -> None:
+    """Checks that there is such a support, and that a reference has it.
+
+    Arguments:
+        support: The support.
+        reference: The reference.
+
+    Raises:
+        ValueError: If there is not, or it is a box and the reference mixes pixels.
+    """
+    if support not in get_args(Support):
+        raise ValueError(f"ClassifierEnergy: `support` is {get_args(Support)}, got {support!r}.")
+    if support != "unbounded" and not reference.is_diagonal:
+        raise ValueError(
+            f"ClassifierEnergy: support {support!r} needs a reference that acts on each "
+            f"pixel alone, got {type(reference).__name__}. Use WhiteNoise or a FittedGaussian "
+            "with covariance='pixel', or support='unbounded'."
+        )
 
 
 def confine(u: Tensor, reference: Reference, support: Support, kept: Kept | None = None) -> Tensor:
