@@ -5,7 +5,7 @@ run. `auc` is the probability that an observed image scores higher than a synthe
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `stiffness` (95 % of the
 chains have no more), `lost` and `saturated` are means over the updates of a line, `worst` is the
 largest score or loss of any of them and `gradient` the largest norm; the others are of the last
-one. Counted since the beginning are lost chains, `begun_anew`, and those that went on from an image
+one. Counted since the beginning are lost chains, `begun_anew`, and those that went on from images
 that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside them stands the class
 whose gap is largest, with its `class_gap`: a mean over its images with weights that fall by .03 an
 image, and 0 before twenty of them. `accuracy` is that at the images of the cross-entropy:
