@@ -136,7 +136,7 @@ class ChainSettings:
             UsageError: If mapped chains do not fit the disk, or others the memory.
         """
         options: dict[str, Any] = asdict(self)
-        del options["max_lead"]
+        options.pop("max_lead")  # of the loss: it has the scores
         if not options.pop("mapped"):
             self.check_memory(n_classes, reference.shape, reference.mean.device)
             return ChainStore(reference, start, n_classes, **options)

@@ -186,8 +186,14 @@ class ChainStore(nn.Module):
             u: The states, with the shape of `draw.u`.
         """
         y, slot, where, u = _own(draw, where, u)
-        y, slot = y[where], slot[where]
-        self._put(y, slot, u[where], torch.ones_like(slot))
+        if self.stamp is not None:
+            some = where.nonzero().flatten()
+            self._put(y[some], slot[some], u[some], torch.ones_like(some))
+            return
+        # Without waiting for the device.
+        at = self._at(y, slot)
+        self.state[at] = torch.where(where.view(-1, 1, 1, 1), self._pack(u), self.state[at])
+        self.age[at] = torch.where(where, 1, self.age[at])
 
     def begin_anew(self, draw: Draw, where: Tensor) -> None:
         """Begins some chains anew when they are drawn next.

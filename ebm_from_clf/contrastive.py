@@ -26,6 +26,7 @@ from .marginal import joint
 from .noise import normal
 from .objective import Objective
 from .space import check_pixels
+from .swift import is_on_torus
 from .synthesis import Synthesized, Synthesizer
 
 
@@ -123,7 +124,7 @@ class Contrastive(nn.Module):
         y = y.long()
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)
-        self.reach(x, synthesized.draw, terms)
+        self.begin_at_data(x, synthesized.draw, terms)
         return terms.contrast
 
     def synthesize(self, y: Tensor) -> Synthesized:
@@ -138,8 +139,9 @@ class Contrastive(nn.Module):
         made.joint = self.objective.scores == "joint"
         return made(y)
 
-    def reach(self, x: Tensor, draw: Draw, terms: Terms) -> Tensor:
-        """Lets chains go on from images that none of them gets to.
+    @torch.no_grad()
+    def begin_at_data(self, x: Tensor, draw: Draw, terms: Terms) -> Tensor:
+        """Lets chains go on from images that are far ahead of them; see :mod:`ebm_from_clf.lead`.
 
         Not if observed images are cut out of larger ones and chains are on the torus: the border
         of such an image would be a seam.
@@ -152,9 +154,10 @@ class Contrastive(nn.Module):
         Returns:
             Which of them, a bool tensor of shape (B).
         """
-        ahead = self.lead(terms.observed - terms.synthesized)
-        if self.lead.limit is None or hasattr(self.energy.classifier, "on_torus"):
-            return torch.zeros_like(ahead)
+        if self.lead.limit is None or is_on_torus(self.energy):
+            return torch.zeros_like(draw.fresh)
+        # A chain without a slot is forgotten anyway.
+        ahead = self.lead(terms.observed - terms.synthesized) & (draw.slot >= 0)
         self.chains.begin_at(draw, ahead, self.energy.confine(self.energy.reference.encode(x)))
         return ahead
 

@@ -141,7 +141,8 @@ class Finetuner:
         done = self.learner.contrast(x, y, clean, self.update, self.guard.rate)
         lost = self.guard.lost(done.terms.observed, done.terms.synthesized)
         self.chains.begin_anew(done.synthesized.draw, lost)
-        self.journal.add(x, done.terms, done.synthesized, lost, done.ahead, done.gradient)
+        ahead = done.ahead & ~lost
+        self.journal.add(x, done.terms, done.synthesized, lost, ahead, done.gradient)
 
     def run(
         self,

@@ -6,10 +6,11 @@ r"""Images that no chain gets to.
 
 At the fixed point of learning an image and a chain of its class are draws of one distribution:
 one of them leads the other, in score, as often and as far as the other leads it. An image that
-leads by much more than any chain of late is one that chains get to neither from their start nor
-from each other. Nothing pulls its score down again: it is raised whenever it is observed, until
-the energy around it is too steep for the step of any chain. A chain of p may begin anywhere, so
-one of them goes on from there, and pulls.
+leads its chain by much more than any chain of late led its image, of whatever class, is one that
+chains hardly get to, neither from their start nor from each other, or its chain is astray. In
+the first case nothing pulls its score down again: it is raised whenever it is observed, until the
+energy around it is too steep for the step of any chain. A chain of p may begin anywhere, so that
+one goes on from the image, and pulls.
 """
 
 __all__ = ["Lead"]
@@ -38,7 +39,7 @@ class Lead:
     def __init__(self, limit: float | None) -> None:
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(
-                f"`max_lead` must be positive, or None for images that may lead by any distance, "
+                f"Lead: `max_lead` must be positive, or None for images that may lead by any way, "
                 f"got {limit}."
             )
         self.limit = limit
@@ -47,8 +48,8 @@ class Lead:
     def __call__(self, gap: Tensor) -> Tensor:
         """Tells which images of a batch lead by too much; a bool tensor of shape (B).
 
-        None, if it is more than a quarter of them: then chains are behind as a whole, which
-        beginning them elsewhere would hide. It does not wait for the device.
+        None, if it is more than a quarter of them: then chains are behind as a whole, which is
+        not for this to mend. It does not wait for the device.
 
         Arguments:
             gap: The scores of images less those of their chains, with shape (B).

@@ -116,7 +116,7 @@ class Learner:
             terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
             loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
             gradient = self.descent.step(loss, at, rate)
-        ahead = self.gen.reach(x, synthesized.draw, terms)
+        ahead = self.gen.begin_at_data(x, synthesized.draw, terms)
         return Contrasted(terms, synthesized, ahead, gradient)
 
     def denoise(self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float) -> Denoised:

@@ -147,6 +147,7 @@ def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[st
         "rollbacks": tuner.guard.rollbacks,
         "faults": tuner.guard.actions,
         "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
+        "chains_begun_at_data": tuner.journal.lines[-1]["begun_at_data"],
         "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
         "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
         "seconds_tuning": round(tuner.seconds, 1),

@@ -87,7 +87,7 @@ def check_pixels(who: str, x: Tensor) -> None:
     """
     if not x.numel():
         return
-    low, high = (float(v) for v in x.aminmax())
+    low, high = (float(v) for v in x.detach().aminmax())
     # Gaussian fields may reach beyond black and white, other scales are there most of the time.
     near = float(((x >= -0.5) & (x <= 1.5)).float().mean())
     if not (x.is_floating_point() and math.isfinite(high - low) and near >= 0.9):

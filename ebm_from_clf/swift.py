@@ -4,7 +4,7 @@ It shares everything with the energy it is made of, but for the classifier's Bat
 folded; see :mod:`ebm_from_clf.fold`.
 """
 
-__all__ = ["Swift", "for_chains"]
+__all__ = ["Swift", "for_chains", "is_on_torus"]
 
 import torch
 from torch import Tensor
@@ -60,12 +60,20 @@ def for_chains(energy: ClassifierEnergy) -> ClassifierEnergy:
     Arguments:
         energy: The energy.
     """
-    on_torus = getattr(energy.classifier, "on_torus", None)
-    if on_torus is None:
+    if not is_on_torus(energy):
         return energy
     found = sharing(energy)
-    found.classifier = on_torus()
+    found.classifier = energy.classifier.on_torus()  # type: ignore[operator]
     return found
+
+
+def is_on_torus(energy: ClassifierEnergy) -> bool:
+    """Tells whether chains are images on a torus, which observed ones are not.
+
+    Arguments:
+        energy: The energy.
+    """
+    return hasattr(energy.classifier, "on_torus")
 
 
 def _tensors(energy: ClassifierEnergy) -> list[tuple[Tensor, torch.device, torch.dtype]]:
