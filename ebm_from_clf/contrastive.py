@@ -121,6 +121,11 @@ class Contrastive(nn.Module):
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
         self.energy.check_classes(y, len(x))
+        if y.is_floating_point():
+            raise ValueError(
+                f"Contrastive: `y` must hold one class index per image, got {y.dtype} of shape "
+                f"{tuple(y.shape)}."
+            )
         y = y.long()
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)

@@ -185,7 +185,7 @@ class Gallery:
         frames = samples.frames[:, column < FILMED_COLUMNS]
         room = min(FILMED, FILM_BYTES // (frames[:, :1].nbytes or 1))
         room -= sum(part.shape[1] for part in self._film)
-        if room > 0:
+        if room > 0 and frames.shape[1]:
             self._film.append(frames[:, :room].clone())
 
     def finish(self) -> None:

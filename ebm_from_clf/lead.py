@@ -39,8 +39,7 @@ class Lead:
     def __init__(self, limit: float | None) -> None:
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(
-                f"Lead: `max_lead` must be positive, or None for images that may lead by any way, "
-                f"got {limit}."
+                f"Lead: `max_lead` must be positive, or null (None) for no limit, got {limit}."
             )
         self.limit = limit
         self._largest = torch.zeros(())

@@ -467,6 +467,8 @@ def test_drop_in_adds_to_a_plain_loop():
     optimizer.step()
     assert all(not torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
     assert energy.classifier.training and isinstance(gen, nn.Module)
+    with pytest.raises(ValueError, match="one class index per image"):
+        drop_in(toys.linear())(X, torch.full((6, 3), 1 / 3))
     with pytest.raises(ValueError, match="classes are 0 to 2"):
         gen(X, Y + 1)
 

@@ -129,6 +129,17 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
         write_samples(energy, *ask, out, sampler=SAMPLER, resume=True)
 
 
+def test_what_is_left_may_have_no_part_in_the_film(tmp_path):
+    def interrupted(part):
+        raise KeyboardInterrupt
+
+    out, ask = tmp_path / "out", (gray(), [0], 10, 0)
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(*ask, out, sampler=SAMPLER, batch_size=7, each=interrupted)
+    write_samples(*ask, out, sampler=SAMPLER, resume=True)
+    assert (out / "grid.png").is_file() and not (out / "chains.gif").exists()
+
+
 def test_a_request_that_differs_in_anything_is_another(tmp_path):
     def stop(part):
         raise KeyboardInterrupt
