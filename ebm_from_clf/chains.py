@@ -18,7 +18,7 @@ start and are forgotten.
 __all__ = ["ChainStore", "Draw", "Storage"]
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,7 @@ class ChainStore(nn.Module):
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=device))
         if file is None:
             self.register_buffer("state", torch.zeros(shape, dtype=dtype, device=device))
+            self.register_load_state_dict_pre_hook(_check_storage)
             self.stamp = None
         else:
             # No buffers: they stay in the file, wherever the store is moved.
@@ -274,6 +275,16 @@ def _own(draw: Draw, *tensors: Tensor) -> list[Tensor]:
     """Returns class, slot, and what else is given, of the chains of a draw that have a slot."""
     every = (draw.y, draw.slot, *tensors)
     return [t if draw.own is None else t[draw.own] for t in every]
+
+
+def _check_storage(store: ChainStore, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Refuses states of another storage, which would be rounded or wrapped without a word."""
+    there = state.get(f"{prefix}state")
+    if there is not None and there.dtype != store.state.dtype:
+        raise ValueError(
+            f"ChainStore: the state holds chains as {str(there.dtype).removeprefix('torch.')}, "
+            f"this store has {store.storage}. Make it with the `storage` that the state has."
+        )
 
 
 def _forget(store: ChainStore, _: object) -> None:

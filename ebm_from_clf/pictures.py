@@ -9,11 +9,13 @@ __all__ = ["grid", "picture", "write_film"]
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .folders import whole
 from .space import quantize
 
 
@@ -57,7 +59,7 @@ def grid(x: Tensor, columns: int | None = None, *, width: int = 800, gap: int = 
 
 
 def write_film(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.0) -> None:
-    """Writes frames as an endless GIF that rests on the last one.
+    """Writes frames as an endless GIF that rests on the last one, in one piece.
 
     Arguments:
         frames: The frames, all of one size.
@@ -67,4 +69,6 @@ def write_film(frames: Sequence[Image.Image], path: Path, *, seconds: float = 4.
     duration = [max(20, round(1000 * seconds / len(frames)))] * len(frames)
     duration[-1] = 1500
     first, *rest = (frame.quantize(32) for frame in frames)
-    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=True)
+    options: dict[str, Any] = {"duration": duration, "loop": 0, "optimize": True}
+    with whole(path) as part:
+        first.save(part, format="GIF", save_all=True, append_images=rest, **options)

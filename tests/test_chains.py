@@ -163,6 +163,14 @@ def test_state_dict_holds_every_chain():
     assert torch.equal(other.state, chains.state) and torch.equal(other.age, chains.age)
 
 
+def test_a_state_of_another_storage_is_refused():
+    kept, other = store(), store(storage="uint8")
+    with pytest.raises(ValueError, match="as float32, this store has uint8"):
+        other.load_state_dict(kept.state_dict())
+    with pytest.raises(ValueError, match="as uint8, this store has float32"):
+        kept.load_state_dict(other.state_dict())
+
+
 def test_a_surplus_begins_at_the_start_and_is_forgotten():
     chains, g = store(restart_rate=0.0), toys.seeded(9)
     chains.age += 1
