@@ -130,6 +130,8 @@ class Contrastive(nn.Module):
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)
         self.begin_at_data(x, synthesized.draw, terms)
+        # A network that was astray once must not leave its chains behind.
+        self.chains.begin_anew(synthesized.draw, ~terms.synthesized.isfinite())
         return terms.contrast
 
     def synthesize(self, y: Tensor) -> Synthesized:

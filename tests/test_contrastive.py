@@ -493,6 +493,20 @@ def test_parts_of_the_drop_in_may_be_replaced():
     assert torch.equal(gen.synthesizer.swift_energy().tilt(u, Y), energy.tilt(u, Y))
 
 
+def test_chains_of_a_forward_that_is_not_finite_begin_anew():
+    gen = drop_in(toys.smooth())
+    gen(X, Y)
+    weight = next(gen.energy.classifier.parameters())
+    healthy = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    assert gen(X, Y).isnan()
+    with torch.no_grad():
+        weight.copy_(healthy)
+    assert all(gen(X, Y).isfinite() for _ in range(40))
+    assert gen.chains.state[gen.chains.age > 0].isfinite().all()
+
+
 class Negative(nn.Module):
     def forward(self, x):
         return -x
