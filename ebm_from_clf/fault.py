@@ -6,14 +6,17 @@ the energy is too steep for their step they overshoot; the gap
 .. math:: \bar f(x) - \bar f(\tilde x)
 
 turns positive and stays there, and every further update makes the energy steeper still. In a
-healthy run the gap is about 0.
+healthy run the gap is about 0, give or take its standard error: a gap is too large if it is by
+three of them.
 """
 
-__all__ = ["Fault", "GuardSettings", "find_fault"]
+__all__ = ["SURE", "Fault", "GuardSettings", "find_fault"]
 
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+SURE = 3.0
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class GuardSettings:
     """Settings of the guard.
 
     Arguments:
-        max_gap: Largest mean gap between observed and synthesized scores, in logits.
-        max_class_gap: Largest gap of a single class, over its last thirty images or so.
+        max_gap: Largest mean gap between observed and synthesized scores, in logits, beyond what
+            chance may make of it.
+        max_class_gap: Largest gap of a single class, over its last thirty images or so, likewise.
         max_auc: Largest probability that an observed image scores higher than a synthesized one,
             if the gap is not below a quarter of the largest.
         max_score: Largest mean score or loss, of either sign.
@@ -134,14 +138,14 @@ def _behind(line: dict[str, float], limits: GuardSettings) -> Fault | None:
         )
     # Few pairs, or scores that hardly differ, are told apart by chance.
     apart = line["auc"] > limits.max_auc and line["mean_gap"] > limits.max_gap / 4
-    if line["mean_gap"] > limits.max_gap or apart:
+    if line["mean_gap"] - SURE * line["gap_error"] > limits.max_gap or apart:
         return Fault(
             f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
             f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
             "shorter Langevin steps and more of them, or match the stem to the image size",
             "chains",
         )
-    if line["class_gap"] > limits.max_class_gap:
+    if line["class_gap"] - SURE * line["class_gap_error"] > limits.max_class_gap:
         worst = int(line["worst_class"])
         return Fault(
             f"chains of class {worst} fell behind its data, by {line['class_gap']:.3g} "

@@ -7,10 +7,12 @@ chains have no more), `lost` and `saturated` are means over the updates of a lin
 largest score or loss of any of them and `gradient` the largest norm; the others are of the last
 one. Counted since the beginning are lost chains, `begun_anew`, and those that went on from images
 that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside them stands the class
-whose gap is largest, with its `class_gap`: a mean over its images with weights that fall by .03 an
-image, and 0 before twenty of them. `accuracy` is that at the images of the cross-entropy:
-augmented, and where the objective is adversarial, moved. Lines of the warm start say so as their
-`stage`; they have no chains to tell of.
+whose gap is the furthest above what chance may make of it, with its `class_gap`: a mean over its
+images with weights that fall by .03 an image, and 0 before twenty of them. `gap_error` and
+`class_gap_error` are the standard errors of `mean_gap` and `class_gap`, from the differences of
+single images and chains: scores of a class whose images differ much differ much. `accuracy` is
+that at the images of the cross-entropy: augmented, and where the objective is adversarial, moved.
+Lines of the warm start say so as their `stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 
 from .contrastive import Terms
+from .fault import SURE
 from .synthesis import Synthesized
 
 Line = dict[str, Any]
@@ -45,8 +48,8 @@ class Journal:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
         self._denoised: list[torch.Tensor] = []
-        # The gap of each class, and how much of it is known.
-        self._gaps = torch.zeros(2, n_classes)
+        # The gap of each class and its square, and how much of them is known.
+        self._gaps = torch.zeros(3, n_classes)
 
     def add(
         self,
@@ -68,6 +71,7 @@ class Journal:
             gradient: The norm of the gradient.
         """
         observed, synthetic, images = terms.observed, terms.synthesized, synthesized.images
+        gap = (observed - synthetic).detach().float()
         row = (
             terms.contrast,
             terms.cross_entropy,
@@ -82,19 +86,27 @@ class Journal:
             *(((v <= 0) | (v >= 1)).float().mean() for v in (images, x)),
             lost.sum().float(),
             ahead.sum().float(),
+            gap.var(correction=0) / len(gap),
         )
         self._pending.append(torch.stack(row).detach())
-        self._follow(synthesized.draw.y, (observed - synthetic).detach().float())
+        self._follow(synthesized.draw.y, gap)
 
     def _follow(self, y: torch.Tensor, gap: torch.Tensor) -> None:
         """Takes the gaps of a batch into those of their classes."""
         self._gaps = self._gaps.to(y.device)
-        count, total = gap.new_zeros(2, self._gaps.shape[1]).index_add_(
-            1, y, torch.stack([torch.ones_like(gap), gap])
+        sums = torch.zeros_like(self._gaps).index_add_(
+            1, y, torch.stack([gap, gap.square(), torch.ones_like(gap)])
         )
-        keep = FORGET**count
-        mean = total / count.clamp_min(1)
-        self._gaps = keep * self._gaps + (1 - keep) * torch.stack([mean, torch.ones_like(mean)])
+        keep = FORGET ** sums[2]
+        self._gaps = keep * self._gaps + (1 - keep) * sums / sums[2].clamp_min(1)
+
+    def _class_gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the gap of each class and its standard error, with shape (K)."""
+        gap, square, known = self._gaps.cpu()
+        gap, square = (torch.where(known >= KNOWN, v / known, 0) for v in (gap, square))
+        # Of the weights (1 - F) F^i / known: the sum of their squares.
+        share = (1 - FORGET) / (1 + FORGET) * (2 - known) / known.clamp_min(KNOWN)
+        return gap, ((square - gap.square()).clamp_min(0) * share).sqrt()
 
     def forget(self, classes: list[int] | None) -> None:
         """Forgets the gaps of some classes, whose chains are begun anew.
@@ -150,10 +162,10 @@ class Journal:
         table = _table(self._pending)
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
-        gaps, known = self._gaps.cpu()
-        gaps = torch.where(known >= KNOWN, gaps / known, 0)
+        gaps, errors = self._class_gaps()
+        worst = int((gaps - SURE * errors).argmax())
         before = self.lines[-1] if self.lines else {}
-        anew, at_data = (int(n) for n in table[:, -2:].sum(0))
+        anew, at_data = (int(n) for n in table[:, -3:-1].sum(0))
         line: Line = numbers | {
             "contrast": contrast,
             "cross_entropy": entropy,
@@ -163,11 +175,13 @@ class Journal:
             "mean_gap": mean[2] - mean[3],
             "worst": float(table[:, :4].abs().max()),
             "gradient": float(table[:, 4].max()),
-            "class_gap": float(gaps.max()),
-            "worst_class": int(gaps.argmax()),
+            "gap_error": math.sqrt(mean[-1] / len(table)),
+            "class_gap": float(gaps[worst]),
+            "class_gap_error": float(errors[worst]),
+            "worst_class": worst,
             "begun_anew": before.get("begun_anew", 0) + anew,
             "begun_at_data": before.get("begun_at_data", 0) + at_data,
-            **dict(zip(MEANS, mean[5:-2], strict=True)),
+            **dict(zip(MEANS, mean[5:-3], strict=True)),
         }
         self.lines.append(line)
         return line

@@ -226,7 +226,8 @@ def test_optimisers_of_timm_run(digits, name):
 
 HEALTHY = dict(
     gradient=1.0, worst=3.0, mean_gap=0.1, class_gap=0.5, worst_class=7, auc=0.5, lost=0.0,
-    moved=0.03, saturated=0.3, saturated_observed=0.3, update=10,
+    gap_error=0.1, class_gap_error=0.3, moved=0.03, saturated=0.3, saturated_observed=0.3,
+    update=10,
 )  # fmt: skip
 
 
@@ -494,6 +495,16 @@ def test_a_chain_is_lost_behind_all_data_only():
     assert not guard.lost(scores, scores).any()
     assert guard.lost(scores, scores - 30).tolist() == [False] * 20 + [True] * 4
     assert guard.lost(scores, torch.tensor([40.0, math.nan])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean_gap": 2.5, "gap_error": 0.2}, {"class_gap": 9.0, "class_gap_error": 1.5}]
+)
+def test_a_gap_that_chance_may_make_is_no_fault(change):
+    assert find_fault(HEALTHY | change, GuardSettings()) is None
+    # Mutant: limits on the gap itself.
+    sure = {name: 0.0 for name in change if name.endswith("error")}
+    assert "fell behind" in find_fault(HEALTHY | change | sure, GuardSettings()).text
 
 
 @pytest.mark.parametrize(

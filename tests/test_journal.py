@@ -21,12 +21,16 @@ def terms(contrast, entropy, observed, synthesized, hits):
 
 
 def note(journal, *numbers, gradient=1.0, lost=NONE, ahead=NONE, y=(0, 1)):
+    note_terms(journal, terms(*numbers), gradient, lost, ahead, y)
+
+
+def note_terms(journal, found, gradient, lost, ahead, y):
     images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
     draw = Draw(images, torch.tensor(y), torch.zeros(2), torch.zeros(2))
     chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4]))
     observed = torch.full((2, 1, 1, 1), 0.5)
     masks = torch.tensor(lost), torch.tensor(ahead)
-    journal.add(observed, terms(*numbers), chains, *masks, torch.tensor(gradient))
+    journal.add(observed, found, chains, *masks, torch.tensor(gradient))
 
 
 def test_a_line_holds_means_and_last_numbers():
@@ -65,7 +69,7 @@ def test_the_class_that_fell_behind_is_found_among_the_others():
         gaps += [gap] * y.count(2)
         line = journal.line()
         if len(gaps) < 20:
-            assert (line["class_gap"], journal._gaps[1, 1]) == (0, 0)
+            assert (line["class_gap"], journal._gaps[2, 1]) == (0, 0)
     assert line["worst_class"] == 2
     value, known, i = 0.0, 0.0, 0
     while i < len(gaps):  # those of one batch together
@@ -76,6 +80,30 @@ def test_the_class_that_fell_behind_is_found_among_the_others():
     journal.forget([2])
     note(journal, 0.0, 0.0, 9.0, 0.0, 1.0, y=(2, 2))
     assert journal.line()["class_gap"] == 0
+
+
+@pytest.mark.parametrize("updates", [12, 120])
+def test_standard_errors_of_gaps_are_those_of_chance(updates):
+    """The gap over its error has variance 1, for few images of a class and for many.
+
+    Mutant: the error of a mean whose images all have the weight 1 of 1 / (1 - .97) of them.
+    """
+    n, g = 400, torch.Generator().manual_seed(0)
+    journal, y, spread = Journal(n), torch.arange(n).repeat(2), torch.logspace(-1, 2, n).repeat(2)
+    zero = torch.tensor(0.0)
+    for _ in range(updates):
+        gap = spread * torch.randn(2 * n, generator=g)
+        note_terms(journal, Terms(zero, zero, gap, 0 * gap, zero), 1.0, NONE, NONE, y.tolist())
+    line, (gaps, errors) = journal.line(), journal._class_gaps()
+    z = (gaps / errors).square().mean()
+    assert abs(z - 1.1) < 5 * (2 / n) ** 0.5
+    plain = (journal._gaps[1] / journal._gaps[2] - gaps.square()).sqrt() / (1 / 0.03) ** 0.5
+    assert abs((gaps / plain).square().mean() - 1.1) > 5 * (2 / n) ** 0.5
+    exact = (spread.square().mean() / (2 * n * updates)).sqrt()
+    assert line["gap_error"] == pytest.approx(float(exact), rel=0.1)
+    assert abs(line["mean_gap"]) < 5 * line["gap_error"]
+    worst = (gaps - 3 * errors).argmax()
+    assert line["worst_class"] == worst and line["class_gap_error"] == errors[worst]
 
 
 def test_what_is_not_finite_is_seen_and_written_as_null(tmp_path):

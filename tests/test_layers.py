@@ -23,11 +23,10 @@ FLOORS = [
     ["denoise", "objective", "replay", "untrained"],
     ["synthesis"],
     ["contrastive", "theory"],
-    ["batches", "folders", "machine", "parts"],
+    ["batches", "fault", "folders", "machine", "parts"],
     [
         "demo",
         "doctor",
-        "fault",
         "folder",
         "freeze",
         "journal",
