@@ -126,6 +126,8 @@ class Contrastive(nn.Module):
                 f"Contrastive: `y` must hold one class index per image, got {y.dtype} of shape "
                 f"{tuple(y.shape)}."
             )
+        if not len(y):
+            raise ValueError("Contrastive: the batch is empty. Give at least one image.")
         y = y.long()
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)

@@ -130,13 +130,13 @@ class Gallery:
             resume: Whether the folder may hold a part of it.
 
         Raises:
-            UsageError: If the folder holds something else, or all of it.
+            UsageError: If the folder holds something else, or all of it, or is damaged.
         """
         place, lines = self.folder / "settings.json", self.folder / "metadata.jsonl"
         if not (resume and place.exists()):
             write_json(new_folder(self.folder) / "settings.json", settings)
             return
-        if json.loads(place.read_text(encoding="utf-8")) != settings:
+        if _json(place, place.read_text(encoding="utf-8")) != settings:
             raise UsageError(
                 f"{self.folder}: holds samples of another request. Ask for the same classes, n, "
                 "seed, steps and model, or choose another --output."
@@ -145,6 +145,10 @@ class Gallery:
             raise UsageError(f"{self.folder}: all samples are there; there is nothing to resume.")
         kept = lines.read_text(encoding="utf-8").splitlines(True) if lines.exists() else []
         kept = [line for line in kept if line.endswith("\n")]
+        for line in kept:
+            _json(lines, line)
+        for rest in self.folder.glob(".*.tmp"):
+            rest.unlink()  # half of a file, of a process that was killed
         write_text(lines, "".join(kept))
         self.done = len(kept)
 
@@ -217,6 +221,15 @@ def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float],
     )
     text = "-".join(slug(label) for label in labels)
     return index, " + ".join(labels), f"{name[:100]}_{text[:100]}"
+
+
+def _json(path: Path, text: str) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{path}: damaged. Choose another --output, or remove the folder and ask again."
+        ) from error
 
 
 def _read(path: Path) -> Tensor:

@@ -471,6 +471,8 @@ def test_drop_in_adds_to_a_plain_loop():
         drop_in(toys.linear())(X, torch.full((6, 3), 1 / 3))
     with pytest.raises(ValueError, match="classes are 0 to 2"):
         gen(X, Y + 1)
+    with pytest.raises(ValueError, match="the batch is empty"):
+        gen(X[:0], Y[:0])
 
 
 def test_parts_of_the_drop_in_may_be_replaced():

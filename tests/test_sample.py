@@ -114,6 +114,7 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
         write_samples(energy, *ask, out, sampler=SAMPLER, batch_size=1, each=interrupted)
     with (out / "metadata.jsonl").open("a") as file:
         file.write('{"file_name": "00000')  # killed within a line
+    (out / ".grid.png.1.tmp").touch()
     for other in ({"sampler": Langevin(3)}, {"sampler": SAMPLER, "resume": False}):
         with pytest.raises(UsageError, match="another request|holds something already"):
             write_samples(energy, *ask, out, **{"resume": True} | other)
@@ -125,8 +126,20 @@ def test_an_interrupted_folder_goes_on_where_it_stopped(tmp_path):
             other = out / file.relative_to(tmp_path / "whole")
             assert file.read_bytes() == other.read_bytes(), file.name
     assert (out / "00000x0.5+00001x0.5_0-1" / "7.png").is_file()
+    assert not list(out.glob(".*.tmp"))
     with pytest.raises(UsageError, match="all samples are there"):
         write_samples(energy, *ask, out, sampler=SAMPLER, resume=True)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "metadata.jsonl"])
+def test_a_damaged_folder_is_refused_and_kept(name, tmp_path):
+    ask = (gray(), [0], 1, 0, tmp_path)
+    write_samples(*ask, sampler=SAMPLER)
+    (tmp_path / "grid.png").unlink()
+    (tmp_path / name).write_text("{half\n")
+    with pytest.raises(UsageError, match=f"{name}: damaged"):
+        write_samples(*ask, sampler=SAMPLER, resume=True)
+    assert (tmp_path / name).read_text() == "{half\n"
 
 
 def test_what_is_left_may_have_no_part_in_the_film(tmp_path):
