@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .mapped import map_states
 from .reference import Reference
 from .restart import Rates, rates, restarts
+from .slots import distinct
 from .space import dequantize, quantize
 from .start import Start
 
@@ -160,7 +161,7 @@ class ChainStore(nn.Module):
             ValueError: If a class does not exist.
         """
         reference, start = self._held
-        slot, own = self._slots(y, generator)
+        slot, own = distinct(y, (self.n_classes, self.per_class), generator)
         u = self._unpack(self.state[self._at(y, slot)].to(self.age.device), generator)
         anew = restarts(self.rate[slot], generator)
         fresh = (self.age[y, slot] == 0) | (slot < 0) | anew
@@ -238,27 +239,6 @@ class ChainStore(nn.Module):
     def _at(self, y: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where chains lie, as an index on the device of the states."""
         return y.to(self.state.device), slot.to(self.state.device)
-
-    def _slots(self, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Chooses distinct slots: the j-th chain of a class takes entry j of a permutation."""
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.n_classes:
-            raise ValueError(
-                f"ChainStore: classes are 0 to {self.n_classes - 1}, got {int(y.min())} to "
-                f"{int(y.max())}."
-            )
-        classes, inverse, count = torch.unique(y, return_inverse=True, return_counts=True)
-        key = torch.rand(
-            (len(classes), self.per_class), generator=generator, device=generator.device
-        )
-        order = inverse.argsort(stable=True)
-        rank = torch.empty_like(y)
-        first = count.cumsum(0) - count
-        rank[order] = torch.arange(len(y), device=y.device) - first[inverse[order]]
-        if not len(y) or int(count.max()) <= self.per_class:
-            return key.to(y.device).argsort(1)[inverse, rank], None
-        slot = key.to(y.device).argsort(1)[inverse, rank.clamp_max(self.per_class - 1)]
-        slot = torch.where(rank < self.per_class, slot, -1)
-        return slot, (slot >= 0).nonzero().flatten()
 
     def _pack(self, u: Tensor) -> Tensor:
         if self.storage == "uint8":

@@ -9,9 +9,7 @@ interrupted goes on where it stopped. `grid.png` is written last.
 __all__ = ["write_samples"]
 
 import json
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from .errors import UsageError
 from .folders import claim, new_folder, slug, whole, write_json, write_text
 from .langevin import Langevin
 from .pictures import grid, picture, write_film
+from .request import depends_on
 from .sample import UNTUNED, Samples, n_steps, stream
 
 FRAMES = 16
@@ -74,7 +73,7 @@ def write_samples(
     with claim(folder):
         steps = n_steps(energy, sampler)
         gallery = Gallery(folder, classes, n, steps, energy.class_names)
-        gallery.begin(json.loads(json.dumps(asked | _settings(energy, sampler))), resume)
+        gallery.begin(json.loads(json.dumps(asked | depends_on(energy, sampler))), resume)
         parts = stream(
             energy,
             classes,
@@ -238,30 +237,3 @@ def _read(path: Path) -> Tensor:
     return (
         torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).movedim(2, 0)
     )
-
-
-def _settings(energy: ClassifierEnergy, sampler: Langevin) -> dict[str, Any]:
-    """Returns what else the images of a class and a seed depend on."""
-    strength = getattr(energy.start, "strength", None)
-    return {
-        "sampler": asdict(sampler),
-        "density": sampler.density,
-        "coarse": energy.coarse,
-        "gain": energy.gain,
-        "gauge": energy.gauge,
-        "support": energy.support,
-        "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
-        "start": type(energy.start).__name__,
-        "strength": None if strength is None else round(float(strength), 6),
-        "weights": _weights(energy),
-    }
-
-
-def _weights(energy: ClassifierEnergy) -> int:
-    """Returns a number that changes with the tensors of an energy."""
-    found = 0
-    for value in energy.state_dict().values():
-        found = zlib.crc32(
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), found
-        )
-    return found

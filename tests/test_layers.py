@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
-    ["errors", "lead", "mapped", "modes", "noise", "restart", "stride"],
+    ["errors", "lead", "mapped", "modes", "noise", "restart", "slots", "stride"],
     ["curriculum", "fold", "frame", "graph", "reference", "smooth", "space"],
     ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
@@ -36,7 +36,7 @@ FLOORS = [
         "strict_yaml",
         "units",
     ],
-    ["blend", "convert", "guard", "texture", "trail"],
+    ["blend", "convert", "guard", "request", "texture", "trail"],
     ["data"],
     ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
     ["settings"],
