@@ -171,8 +171,17 @@ def _restore(
         if found != (energy.n_classes or found) or start.shape != energy.reference.shape:
             raise ValueError(f"starts are {found} of shape {tuple(start.shape)}")
     energy.coarse = Coarse(*config["coarse"]) if config.get("coarse") else None
-    energy.sampler = None if config["sampler"] is None else Langevin(**config["sampler"])
+    energy.sampler = _restore_sampler(config["sampler"], energy.n_classes)
     return energy
+
+
+def _restore_sampler(config: dict[str, Any] | None, n_classes: int | None) -> Langevin | None:
+    if config is None:
+        return None
+    factors = config.get("step_factors")
+    if factors is not None and len(factors) != (n_classes or len(factors)):
+        raise ValueError(f"{len(factors)} step factors for {n_classes} classes")
+    return Langevin(**config | {"step_factors": None if factors is None else tuple(factors)})
 
 
 def _restore_smoothing(config: dict[str, Any] | None) -> Smoothing | None:

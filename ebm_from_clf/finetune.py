@@ -204,6 +204,7 @@ class Finetuner:
             rollbacks=self.guard.rollbacks,
             n_steps=self.gen.sampler.n_steps,
             step_size=self.gen.sampler.step_size,
+            shortest_step=self.gen.sampler.step_size * min(self.gen.sampler.step_factors or (1,)),
             gain=self.energy.gain,
         )
 

@@ -62,6 +62,8 @@ class Langevin:
             the scores are linear.
         tilt_norm: If given, B is rescaled to this norm per square root of a dimension. A trust
             region for classifiers that were never trained to generate; no density then.
+        step_factors: Factor on the step of each class, above 0 and at most 1. `None` for steps of
+            one length.
     """
 
     n_steps: int = 20
@@ -69,6 +71,7 @@ class Langevin:
     temperature: float = 1.0
     variance_corrected: bool = False
     tilt_norm: float | None = None
+    step_factors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.n_steps < 0:
@@ -82,6 +85,8 @@ class Langevin:
             raise ValueError(f"Langevin: `temperature` must be 0 or more, got {self.temperature}.")
         if self.tilt_norm is not None and not self.tilt_norm > 0:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
+        if not all(0 < factor <= 1 for factor in self.step_factors or ()):
+            raise ValueError("Langevin: `step_factors` must be above 0 and at most 1.")
 
     @classmethod
     def ascent(cls, n_steps: int = 60) -> "Langevin":
@@ -105,11 +110,18 @@ class Langevin:
             return "none: the energy is descended"
         return "p" if self.temperature == 1 else f"p at the temperature {self.temperature:g}"
 
-    @property
-    def noise_std(self) -> float:
-        """The standard deviation of the noise of one step, in u."""
-        corrected = 1 - self.step_size**2 / 4 if self.variance_corrected else 1.0
-        return self.step_size * math.sqrt(self.temperature * corrected)
+    def lengths(self, y: Tensor) -> Tensor | float:
+        """Returns the step of each chain, with shape (B), or the one of all.
+
+        Arguments:
+            y: Class indices, with shape (B), or weights of classes, with shape (B, K): their
+                chains take the shortest step of those that have one.
+        """
+        if self.step_factors is None:
+            return self.step_size
+        factors = torch.tensor(self.step_factors).to(y.device, non_blocking=True)
+        found = factors[y.long()] if y.ndim == 1 else torch.where(y != 0, factors, 1.0).amin(1)
+        return self.step_size * found
 
     def step(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
@@ -128,13 +140,29 @@ class Langevin:
         """
         drift, value, norm = self._drift(energy, u, y, generator)
         trace = Trace(value, norm, torch.full_like(norm, math.nan))
-        return self._move(energy, u, drift, generator), trace
+        return self._move(energy, u, drift, self._shaped(u, y), generator), trace
 
-    def _move(self, energy: Energy, u: Tensor, drift: Tensor, generator: Randomness) -> Tensor:
+    def noise_std(self, e: Tensor | float) -> Tensor | float:
+        """Returns the standard deviation of the noise of a step, in u.
+
+        Arguments:
+            e: The length of the step.
+        """
+        corrected = 1 - e**2 / 4 if self.variance_corrected else 1.0
+        return e * (self.temperature * corrected) ** 0.5
+
+    def _shaped(self, u: Tensor, y: Tensor) -> Tensor | float:
+        """Returns the step of each chain, with as many axes as u."""
+        e = self.lengths(y)
+        return e.to(u).view(-1, *[1] * (u.ndim - 1)) if isinstance(e, Tensor) else e
+
+    def _move(
+        self, energy: Energy, u: Tensor, drift: Tensor, e: Tensor | float, generator: Randomness
+    ) -> Tensor:
         """Returns the next state."""
-        u = u + self.step_size**2 / 2 * drift
-        if self.noise_std > 0:
-            u = u + self.noise_std * normal(u, generator)
+        u = u + e**2 / 2 * drift
+        if self.temperature > 0:
+            u = u + self.noise_std(e) * normal(u, generator)
         confine = getattr(energy, "confine", None)
         return u if confine is None else confine(u)
 
@@ -155,7 +183,8 @@ class Langevin:
             u, y = u.detach().clone(), y.clone()
             first, second = (self._drift(energy, u, y, generator)[0] for _ in range(2))
             # Half the squared difference of two draws has the variance for its mean.
-            return self.step_size**2 / 8 * (first - second).flatten(1).square().mean(1)
+            e = self.lengths(y)
+            return e**2 / 8 * (first - second).flatten(1).square().mean(1)
 
     def _drift(
         self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness
@@ -183,11 +212,11 @@ class Langevin:
         rows: list[Trace] = []
         with _sampling(energy):
             u, y = u.detach().clone(), y.clone()
-            last = None
+            last, e = None, self._shaped(u, y)
             for _ in range(self.n_steps):
                 drift, value, norm = self._drift(energy, u, y, generator)
                 rows.append(Trace(value, norm, _curvature(last, (u, drift))))
-                last, u = (u, drift), self._move(energy, u, drift, generator)
+                last, u = (u, drift), self._move(energy, u, drift, e, generator)
         if not rows:
             return u, Trace(*u.new_empty(3, 0, len(u)))
         return u, Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))

@@ -14,6 +14,9 @@ The stiffness :math:`\rho` of a step costs nothing: the drifts d at both its end
 directions i it is the mean of :math:`\rho_i` with weights :math:`1 / (1 - \rho_i)`, their shares
 of the way. Of many directions a single steep one shows only once it has a large share, that is,
 when chains begin to be thrown; classifiers are steep in many.
+
+Each class has a density, and so steps, of its own: one length for all would be that of the
+steepest, at which the chains of the others no longer get anywhere and fall behind.
 """
 
 __all__ = ["Stride"]
@@ -29,60 +32,92 @@ EDGE = 0.5
 EVERY = 10
 LENGTHEN = 1.05
 SHORTEST = 1e-3
+# The chains of a class that say how stiff it is: at least, and as many as are remembered.
+FEWEST = 20
+LAST = 64
 
 
 class Stride:
-    """Creates the length of a step that follows the energy; it begins with the longest.
+    """Creates the lengths of steps that follow the energy; they begin with the longest.
 
     Arguments:
-        max_stiffness: The stiffness that 95 % of the chains of ten updates are to be below, or
-            just reach; `None` for steps that stay as long as they may be.
+        max_stiffness: The stiffness that 95 % of the chains of a class in ten updates, or of the
+            last 64, are to be below, or just reach; `None` for steps that stay as long as they may
+            be. Classes of fewer than 20 chains so far are looked at together.
+        n_classes: The number of classes K.
 
     Attributes:
-        factor: The length of a step over the longest one, 1 or less.
+        factors: The length of a step of each class over the longest one, 1 or less, with shape
+            (K), on the CPU.
     """
 
-    def __init__(self, max_stiffness: float | None = 0.25) -> None:
+    def __init__(self, max_stiffness: float | None = 0.25, n_classes: int = 1) -> None:
         if max_stiffness is not None and not 0 < max_stiffness < EDGE:
             raise ValueError(
                 f"`max_stiffness` must be between 0 and {EDGE}, where chains are thrown about, or "
                 f"None for steps that stay, got {max_stiffness}."
             )
         self.max_stiffness = max_stiffness
-        self.factor = 1.0
+        self.factors = torch.ones(n_classes, dtype=torch.float64)
         self._noted: list[Tensor] = []
+        # What steps of the longest length would have for stiffness.
+        self._last = torch.full((n_classes, LAST), math.nan)
+        self._known = torch.full((n_classes,), math.nan)
 
-    def note(self, stiffness: Tensor) -> bool:
-        """Notes the chains of an update; every ten of them the step is fitted.
+    def note(self, stiffness: Tensor, y: Tensor) -> bool:
+        """Notes the chains of an update; every ten of them the steps are fitted.
 
         Waits for the device then, and only then.
 
         Arguments:
             stiffness: The stiffness of each chain, with shape (B); NaN for those that do not
                 count.
+            y: Their classes, with shape (B).
 
         Returns:
-            Whether the factor changed.
+            Whether a factor changed.
         """
         if self.max_stiffness is None or not len(stiffness):
             return False
-        self._noted.append(stiffness.detach().float())
+        self._noted.append(torch.stack([stiffness.detach().float(), y.float()]))
         if len(self._noted) < EVERY:
             return False
         # A state that was read from a file is on the CPU.
-        noted = torch.cat([value.to(stiffness.device) for value in self._noted])
-        found, before = float(noted.nanquantile(0.95)), self.factor
+        noted = torch.cat([value.to(stiffness.device) for value in self._noted], 1).cpu()
         self._noted.clear()
-        if not math.isfinite(found):
-            return False
-        # The stiffness grows with the square of the step.
-        change = math.sqrt(self.max_stiffness / max(found, 1e-9))
-        self.factor = min(max(self.factor * min(max(change, 0.5), LENGTHEN), SHORTEST), 1.0)
-        return self.factor != before
+        self._remember(*noted[:, noted[0].isfinite()])
+        before = self.factors
+        self._fit(self.max_stiffness)
+        return not torch.equal(self.factors, before)
+
+    def _remember(self, stiffness: Tensor, y: Tensor) -> None:
+        """Takes chains into what is known of their classes."""
+        # It grows with the square of the step.
+        found = (stiffness / self.factors[y.long()] ** 2).float()
+        for c in y.unique().long().tolist():
+            new = found[y == c]
+            window = torch.cat([self._last[c], new])[-max(LAST, len(new)) :]
+            self._last[c] = window[-LAST:]
+            if int(window.isfinite().sum()) >= FEWEST:
+                self._known[c] = window.nanquantile(0.95)
+
+    def _fit(self, limit: float) -> None:
+        """Brings steps nearer to the length that the limit allows."""
+        rest = self._last[self._known.isnan()]
+        together = rest.nanquantile(0.95) if len(rest) else self._known.new_tensor(math.nan)
+        found = torch.where(self._known.isnan(), together, self._known).double()
+        change = (limit / found.clamp_min(1e-9)).sqrt() / self.factors
+        fitted = (self.factors * change.clamp(0.5, LENGTHEN)).clamp(SHORTEST, 1.0)
+        self.factors = torch.where(found.isnan(), self.factors, fitted)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the factor and what it will follow next."""
-        return {"factor": self.factor, "noted": self._noted}
+        """Returns the factors and what they will follow next."""
+        return {
+            "factors": self.factors,
+            "noted": self._noted,
+            "last": self._last.clone(),
+            "known": self._known.clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state of :meth:`state_dict`.
@@ -91,4 +126,5 @@ class Stride:
             state: The state.
         """
         if self.max_stiffness is not None:
-            self.factor, self._noted = state["factor"], list(state["noted"])
+            self.factors, self._noted = state["factors"].cpu(), list(state["noted"])
+            self._last, self._known = state["last"].cpu().clone(), state["known"].cpu().clone()

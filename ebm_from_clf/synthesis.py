@@ -48,7 +48,8 @@ class Synthesizer:
 
     Arguments:
         energy: The energy.
-        sampler: The Langevin sampler, with the longest step.
+        sampler: The Langevin sampler, with the longest step, and the factors that the steps of
+            each class begin with, if it has any.
         chains: The persistent chains.
         generator: The generator of all noise.
         joint: Whether chains are of all classes together.
@@ -80,7 +81,14 @@ class Synthesizer:
             )
         self.energy, self.sampler, self.chains = energy, sampler, chains
         self.generator, self.joint = generator, joint
-        self.stride = Stride(max_stiffness)
+        self.stride = Stride(max_stiffness, chains.n_classes)
+        if sampler.step_factors is not None:
+            if len(sampler.step_factors) != chains.n_classes:
+                raise ValueError(
+                    f"Contrastive: the sampler has {len(sampler.step_factors)} `step_factors`, "
+                    f"there are chains of {chains.n_classes} classes. Give one for each, or None."
+                )
+            self.stride.factors = torch.tensor(sampler.step_factors, dtype=torch.float64)
         self._swift: Swift | None = None
         self._recorder = Recorder()
         self._made: Langevin | None = None
@@ -95,7 +103,15 @@ class Synthesizer:
             step_size: Their longest step e.
         """
         self._longest = step_size
-        found = replace(self.sampler, n_steps=n_steps, step_size=step_size * self.stride.factor)
+        factors = self.stride.factors
+        top = float(factors.max())
+        alike = bool((factors == top).all())
+        found = replace(
+            self.sampler,
+            n_steps=n_steps,
+            step_size=step_size * top,
+            step_factors=None if alike else tuple((factors / top).tolist()),
+        )
         if found == self._made:
             return  # the length of fresh chains is read from the device
         self.sampler = self._made = found
@@ -104,7 +120,7 @@ class Synthesizer:
         self.energy.sampler = replace(self.sampler, n_steps=length)
 
     def follow(self) -> None:
-        """Makes steps as long as the stride says now."""
+        """Makes the steps of each class as long as the stride says now."""
         self.make_steps(self.sampler.n_steps, self._longest)
 
     def __call__(self, y: Tensor) -> Synthesized:
@@ -123,14 +139,14 @@ class Synthesizer:
         u, trace = self.sampler(energy, u, y, generator=self.generator)
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
-        stiffness = self._stiffness(trace)
-        if self.stride.note(stiffness):
+        stiffness = self._stiffness(trace, y)
+        if self.stride.note(stiffness, y):
             self.follow()
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
-    def _stiffness(self, trace: Trace) -> Tensor:
+    def _stiffness(self, trace: Trace, y: Tensor) -> Tensor:
         """Returns the stiffness of chains, with shape (B), NaN where it is not known."""
-        found = self.sampler.step_size**2 / 4 * trace.curvature.nanmean(0)
+        found = self.sampler.lengths(y) ** 2 / 4 * trace.curvature.nanmean(0)
         # Drifts of a fixed norm fall for no reason of the energy, random ones by chance.
         known = self.sampler.tilt_norm is None and self.energy.smoothing is None
         return torch.where(found.isfinite() & known, found, math.nan)

@@ -111,7 +111,7 @@ def test_energies_come_back_bit_for_bit(kind, tmp_path):
 @pytest.mark.parametrize("gauge", ["raw", "log_softmax", "centered"])
 def test_options_come_back(gauge, support, tmp_path):
     old = energy(WhiteNoise(images()[0]), gauge=gauge, support=support, gain=555.0)
-    old.sampler = Langevin(7, 0.123, 0.028, variance_corrected=True, tilt_norm=0.3)
+    old.sampler = Langevin(7, 0.123, 0.028, True, tilt_norm=0.3, step_factors=(1.0, 0.3, 0.5))
     old.class_names = NAMES
     save(old, tmp_path / "model")
     new = load(tmp_path / "model")
@@ -372,6 +372,10 @@ WRONG = {
     "odd size": (lambda config: config["ebm"].update(start_size="ab"), DAMAGED),
     "mean is null": (lambda config: config["ebm"].update(mean=None), DAMAGED),
     "unknown setting": (lambda config: config["ebm"].update(sampler={"steps": 1}), "steps"),
+    "steps of other classes": (
+        lambda config: config["ebm"].update(sampler={"step_factors": [1.0]}),
+        "1 step factors for",
+    ),
     "wrong setting": (lambda config: config["ebm"].update(sampler={"step_size": 9}), "step_size"),
     "unknown classifier": (lambda config: config.update(architecture="resnt18"), "Unknown model"),
     "other classifier": (

@@ -37,46 +37,68 @@ def test_chains_have_their_discrete_law(sampler):
     stats.assert_moments(*chains(sampler))
 
 
+@pytest.mark.parametrize("corrected", [False, True])
+def test_each_class_may_have_steps_of_its_own(corrected):
+    """Chains of a class are those of a sampler with its step; mutant: one step for all."""
+    sampler = Langevin(6, 0.9, 0.7, corrected, step_factors=(1.0, 0.5, 0.25))
+    for y, factor in enumerate(sampler.step_factors):
+        plain = replace(sampler, step_size=0.9 * factor, step_factors=None)
+        g = toys.seeded(y)
+        u = 0.5 + 0.7 * torch.randn(20_000, *toys.SHAPE, generator=g)
+        classes = torch.full((len(u),), y)
+        u, _ = sampler(toys.linear(), u, classes, generator=g)
+        stats.assert_moments(u, *toys.langevin_moments(toys.linear(), classes, plain, 0.5, 0.49))
+    with pytest.raises(AssertionError):
+        plain = replace(sampler, step_factors=None)
+        stats.assert_moments(u, *toys.langevin_moments(toys.linear(), classes, plain, 0.5, 0.49))
+    for factors in ((1.0, 0.0), (1.5,), (math.nan,)):
+        with pytest.raises(ValueError, match="`step_factors` must be above 0"):
+            Langevin(step_factors=factors)
+
+
 @dataclass(frozen=True)
 class DriftNotHalved(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
-        return u + self.step_size**2 * score + self.noise_std * normal(u, generator), value
+        return u + self.step_size**2 * score + self.noise_std(self.step_size) * normal(
+            u, generator
+        ), value
 
 
 @dataclass(frozen=True)
 class TemperatureForItsRoot(Langevin):
-    @property
-    def noise_std(self):
-        return self.step_size * self.temperature
+    def noise_std(self, e):
+        return e * self.temperature
 
 
 @dataclass(frozen=True)
 class NoTemperature(Langevin):
-    @property
-    def noise_std(self):
-        return self.step_size
+    def noise_std(self, e):
+        return e
 
 
 @dataclass(frozen=True)
 class NoiseTimesRootTwo(Langevin):
-    @property
-    def noise_std(self):
-        return math.sqrt(2) * super().noise_std
+    def noise_std(self, e):
+        return math.sqrt(2) * super().noise_std(e)
 
 
 @dataclass(frozen=True)
 class MeanOverTheBatch(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(lambda u, y: energy(u, y).mean()[None], u, y)
-        return u + self.step_size**2 / 2 * score + self.noise_std * normal(u, generator), value
+        return u + self.step_size**2 / 2 * score + self.noise_std(self.step_size) * normal(
+            u, generator
+        ), value
 
 
 @dataclass(frozen=True)
 class WrongSign(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
-        return u - self.step_size**2 / 2 * score + self.noise_std * normal(u, generator), value
+        return u - self.step_size**2 / 2 * score + self.noise_std(self.step_size) * normal(
+            u, generator
+        ), value
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,9 @@ class ReferenceInPixels(Langevin):
     def step(self, energy, u, y, *, generator):
         value, score = energy_and_score(energy, u, y)
         drift = score + u - energy.reference.decode(u)
-        return u + self.step_size**2 / 2 * drift + self.noise_std * normal(u, generator), value
+        return u + self.step_size**2 / 2 * drift + self.noise_std(self.step_size) * normal(
+            u, generator
+        ), value
 
 
 MUTANTS = [

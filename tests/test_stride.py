@@ -9,15 +9,33 @@ import stats
 import torch
 import toys
 from test_guard import learned, narrow
+from torch import nn
 
-from ebm_from_clf import Langevin, langevin
-from ebm_from_clf.contrastive import Contrastive
+from ebm_from_clf import (
+    ChainStore,
+    ClassifierEnergy,
+    Contrastive,
+    Langevin,
+    PixelSpace,
+    ReferenceStart,
+    WhiteNoise,
+    langevin,
+)
 from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.fault import GuardSettings
 from ebm_from_clf.smooth import Smoothing
 from ebm_from_clf.stride import EVERY, LENGTHEN, Stride
 
 CURVES = torch.tensor([0.5, 4.0, 60.0, 320.0]).double()  # the last with a stiffness of .8
+
+
+def note(stride, stiffness):
+    return stride.note(stiffness, torch.zeros(len(stiffness)))
+
+
+def factor(stride):
+    (found,) = stride.factors.tolist()
+    return found
 
 
 def valley(u, y):
@@ -73,20 +91,47 @@ def test_a_step_ends_where_95_percent_of_the_chains_have_the_stiffness(steep, ex
     stride, longest = Stride(0.25), 0.2
     curves = torch.tensor([200.0] * steep + [1.0] * (100 - steep))
     for _ in range(60 * EVERY):
-        stride.note((longest * stride.factor) ** 2 / 4 * curves)
-    assert (longest * stride.factor) ** 2 == pytest.approx(expected, rel=1e-3)
+        note(stride, (longest * factor(stride)) ** 2 / 4 * curves)
+    assert (longest * factor(stride)) ** 2 == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_each_class_has_a_step_of_its_own(alone):
+    """Where U curves by 200 for one of three classes e^2 is 4 limit / 200, else the longest.
+
+    Ten chains of each class in ten updates: they add up. Mutant: one length for all.
+    """
+    stride, longest, y = Stride(0.25, 3 if alone else 1), 0.2, torch.arange(3)
+    curves = torch.tensor([1.0, 200.0, 2.0])
+    for _ in range(60 * EVERY):
+        at = y if alone else 0 * y
+        stride.note(((longest * stride.factors[at]) ** 2 / 4 * curves).float(), at)
+    found = (longest * stride.factors) ** 2
+    expected = [0.04, 0.25 * 4 / 200, 0.04] if alone else [0.25 * 4 / 200]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_classes_of_few_chains_are_looked_at_together():
+    """Until twenty of a class are known: no class waits for a step that it needs."""
+    stride = Stride(0.25, 100)
+    for first in range(0, 100, 10):
+        stride.note(torch.full((10,), 4.0), torch.arange(first, first + 10))
+    assert (stride.factors == 0.5).all()
+    for _ in range(2 * EVERY):
+        stride.note(torch.full((2,), 0.01), torch.tensor([7, 7]))
+    assert (stride.factors > 0.5).nonzero().flatten().tolist() == [7]
 
 
 def test_a_step_is_given_back_when_the_energy_allows_it():
     stride = Stride(0.25)
     for _ in range(2 * EVERY):
-        stride.note(torch.full((8,), 50.0))
-    assert stride.factor == 0.25
-    changed = [stride.note(torch.full((8,), 0.1)) for _ in range(2 * EVERY)]
-    assert sum(changed) == 2 and stride.factor == pytest.approx(0.25 * LENGTHEN**2)
+        note(stride, torch.full((8,), 50.0))
+    assert factor(stride) == 0.25
+    changed = [note(stride, torch.full((8,), 0.1)) for _ in range(2 * EVERY)]
+    assert sum(changed) == 2 and factor(stride) == pytest.approx(0.25 * LENGTHEN**2)
     for _ in range(60 * EVERY):
-        stride.note(torch.full((8,), -0.1))
-    assert stride.factor == 1.0
+        note(stride, torch.full((8,), -0.1))
+    assert factor(stride) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -95,8 +140,8 @@ def test_a_step_is_given_back_when_the_energy_allows_it():
     ids=["steps that stay", "single steps"],
 )
 def test_what_says_nothing_changes_nothing(stride, stiffness):
-    assert not any(stride.note(stiffness) for _ in range(3 * EVERY))
-    assert stride.factor == 1.0
+    assert not any(note(stride, stiffness) for _ in range(3 * EVERY))
+    assert factor(stride) == 1.0
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, -0.5, math.nan])
@@ -145,7 +190,8 @@ def test_a_run_goes_on_with_its_step():
         again = run.batches()
         for _ in range(EVERY):
             run.step(*next(again))
-    assert other.gen.synthesizer.stride.factor == tuner.gen.synthesizer.stride.factor
+    strides = [run.gen.synthesizer.stride for run in (tuner, other)]
+    assert factor(strides[0]) == factor(strides[1])
     assert other.energy.sampler == tuner.energy.sampler
 
 
@@ -179,11 +225,48 @@ def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
     assert other.sampler.step_size == 0.2
 
 
+class Wells(nn.Module):
+    """One well a class, of the steepness given."""
+
+    def __init__(self, *steepness):
+        super().__init__()
+        self.num_classes = len(steepness)
+        self.steepness = nn.Parameter(torch.tensor(steepness))
+
+    def forward(self, x):
+        return -self.steepness * x.flatten(1).square().sum(1, keepdim=True) / 2
+
+
+def test_a_steep_class_leaves_the_steps_of_the_others_alone():
+    """U curves by 81 and by 2: e^2 is 4 limit / 81 for one, and the longest for the other."""
+    energy = ClassifierEnergy(
+        Wells(80.0, 1.0),
+        WhiteNoise(torch.full((1, 4, 4), 0.5), 0.25),
+        PixelSpace([0.5], [0.25], (4, 4)),
+    )
+    start = ReferenceStart(energy.reference)
+    chains = ChainStore(energy.reference, start, 2, per_class=64, restart_rate=0.0, burn_in=0)
+    gen = Contrastive(energy, Langevin(4, 0.2), chains, generator=toys.seeded(8))
+    for _ in range(12 * EVERY):
+        gen.synthesize(torch.arange(2).repeat(8))
+    lengths = gen.sampler.lengths(torch.arange(2))
+    assert (81 * lengths[0] ** 2, lengths[1]) == pytest.approx((1.0, 0.2), rel=1e-3)
+    assert torch.equal(energy.sampler.lengths(torch.arange(2)), lengths)
+    # What was learned may be gone on from.
+    again = Contrastive(energy, gen.sampler, chains, max_stiffness=None)
+    assert again.sampler == gen.sampler
+    with pytest.raises(ValueError, match="has 3 `step_factors`, there are chains of 2 classes"):
+        Contrastive(energy, Langevin(step_factors=(1.0,) * 3), chains)
+    # Of several classes together the shortest.
+    both = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    assert torch.equal(gen.sampler.lengths(both), lengths.flip(0))
+
+
 def test_a_step_never_vanishes():
     stride = Stride(1e-300)
     for _ in range(200 * EVERY):
-        stride.note(torch.ones(4))
-    assert stride.factor == 1e-3
+        note(stride, torch.ones(4))
+    assert factor(stride) == 1e-3
 
 
 @pytest.mark.parametrize("unknown", ["fixed norm", "random", "one step", "not finite"])
@@ -203,20 +286,17 @@ def test_steps_whose_stiffness_is_not_known_stay(unknown, monkeypatch):
 def test_a_return_takes_the_step_of_the_healthy_state_and_its_shortening_lasts():
     """With half the step at a return, a quarter of the stiffness is allowed from there on."""
     tuner, _ = alone(0.25)
+    made = tuner.gen.synthesizer
     tuner.guard.settings = replace(tuner.guard.settings, shorter_step=0.5)
     tuner.guard.keep(0, tuner.learner.state_dict())
     for _ in range(2 * EVERY + 3):
-        tuner.gen.synthesizer.stride.note(torch.full((8,), 50.0))
-    tuner.gen.synthesizer.make_steps(4, 0.7)
+        note(made.stride, torch.full((8,), 50.0))
+    made.make_steps(4, 0.7)
     assert tuner.gen.sampler.step_size == 0.7 / 4
     tuner.update = 23
     tuner._watch({"update": 23, "worst": 1e12, "gradient": 0.0, "mean_gap": 1e10})
-    assert tuner.guard.rollbacks == 1 and tuner.gen.synthesizer.stride.factor == 1.0
+    assert tuner.guard.rollbacks == 1 and factor(made.stride) == 1.0
     assert tuner.gen.sampler.step_size == tuner.energy.sampler.step_size == 0.35
     for _ in range(60 * EVERY):
-        tuner.gen.synthesizer.stride.note(
-            torch.full((8,), 0.35**2 / 4 * 20 * tuner.gen.synthesizer.stride.factor**2)
-        )
-    assert (0.35 * tuner.gen.synthesizer.stride.factor) ** 2 * 20 / 4 == pytest.approx(
-        0.25 / 4, rel=1e-3
-    )
+        note(made.stride, torch.full((8,), 0.35**2 / 4 * 20 * factor(made.stride) ** 2))
+    assert (0.35 * factor(made.stride)) ** 2 * 20 / 4 == pytest.approx(0.25 / 4, rel=1e-3)
