@@ -108,7 +108,7 @@ def find_fault(line: dict[str, float], limits: GuardSettings) -> Fault | None:
     if not all(math.isfinite(line.get(name, 0.0)) for name in names):
         what = "gradient" if not math.isfinite(line["gradient"]) else "score or loss"
         return Fault(f"a {what} is not finite. Lower the learning rate, or set clip_grad")
-    if line["worst"] > limits.max_score and line.get("mean_gap", 0.0) > limits.max_gap:
+    if line["worst"] > limits.max_score and _sure(line, "mean_gap", "gap_error") > limits.max_gap:
         return Fault(
             f"scores ran away, to {line['worst']:.3g}, those of chains far behind the data. Take "
             "shorter Langevin steps, or lower the learning rate",
@@ -137,15 +137,16 @@ def _behind(line: dict[str, float], limits: GuardSettings) -> Fault | None:
             "chains",
         )
     # Few pairs, or scores that hardly differ, are told apart by chance.
-    apart = line["auc"] > limits.max_auc and line["mean_gap"] > limits.max_gap / 4
-    if line["mean_gap"] - SURE * line["gap_error"] > limits.max_gap or apart:
+    gap = _sure(line, "mean_gap", "gap_error")
+    apart = line["auc"] > limits.max_auc and gap > limits.max_gap / 4
+    if gap > limits.max_gap or apart:
         return Fault(
             f"chains fell behind the data, the gap is {line['mean_gap']:.3g} logits, and "
             f"{line['auc']:.1%} of the pairs are told apart. Lower the learning rate, take "
             "shorter Langevin steps and more of them, or match the stem to the image size",
             "chains",
         )
-    if line["class_gap"] - SURE * line["class_gap_error"] > limits.max_class_gap:
+    if _sure(line, "class_gap", "class_gap_error") > limits.max_class_gap:
         worst = int(line["worst_class"])
         return Fault(
             f"chains of class {worst} fell behind its data, by {line['class_gap']:.3g} "
@@ -173,3 +174,8 @@ def _stuck(line: dict[str, float], limits: GuardSettings) -> Fault | None:
             "stuck",
         )
     return None
+
+
+def _sure(line: dict[str, float], gap: str, error: str) -> float:
+    """Returns what a gap is at least, whatever chance made of it; 0 in a warm start."""
+    return line.get(gap, 0.0) - SURE * line.get(error, 0.0)

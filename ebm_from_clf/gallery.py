@@ -135,17 +135,14 @@ class Gallery:
         if not (resume and place.exists()):
             write_json(new_folder(self.folder) / "settings.json", settings)
             return
-        if _json(place, place.read_text(encoding="utf-8")) != settings:
+        if _read_json(place) != settings:
             raise UsageError(
                 f"{self.folder}: holds samples of another request. Ask for the same classes, n, "
                 "seed, steps and model, or choose another --output."
             )
         if (self.folder / "grid.png").exists():
             raise UsageError(f"{self.folder}: all samples are there; there is nothing to resume.")
-        kept = lines.read_text(encoding="utf-8").splitlines(True) if lines.exists() else []
-        kept = [line for line in kept if line.endswith("\n")]
-        for line in kept:
-            _json(lines, line)
+        kept = _read_lines(lines) if lines.exists() else []
         for rest in self.folder.glob(".*.tmp"):
             rest.unlink()  # half of a file, of a process that was killed
         write_text(lines, "".join(kept))
@@ -222,13 +219,28 @@ def _label(blend: Blend, names: Sequence[str] | None) -> tuple[dict[int, float],
     return index, " + ".join(labels), f"{name[:100]}_{text[:100]}"
 
 
-def _json(path: Path, text: str) -> Any:  # noqa: ANN401 - whatever JSON can hold
+def _read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON can hold
     try:
-        return json.loads(text)
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(
-            f"{path}: damaged. Choose another --output, or remove the folder and ask again."
-        ) from error
+        raise _damaged(path) from error
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Returns the lines about images that are whole."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(True)
+        found = [line for line in lines if line.endswith("\n")]
+        _ = [json.loads(line)["file_name"] for line in found]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _damaged(path) from error
+    return found
+
+
+def _damaged(path: Path) -> UsageError:
+    return UsageError(
+        f"{path}: damaged. Choose another --output, or remove the folder and ask again."
+    )
 
 
 def _read(path: Path) -> Tensor:

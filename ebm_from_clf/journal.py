@@ -10,9 +10,10 @@ that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside the
 whose gap is the furthest above what chance may make of it, with its `class_gap`: a mean over its
 images with weights that fall by .03 an image, and 0 before twenty of them. `gap_error` and
 `class_gap_error` are the standard errors of `mean_gap` and `class_gap`, from the differences of
-single images and chains: scores of a class whose images differ much differ much. `accuracy` is
-that at the images of the cross-entropy: augmented, and where the objective is adversarial, moved.
-Lines of the warm start say so as their `stage`; they have no chains to tell of.
+single images and chains, as if these were independent (none for batches of one): scores of a class
+whose images differ much differ much. `accuracy` is that at the images of the cross-entropy:
+augmented, and where the objective is adversarial, moved. Lines of the warm start say so as their
+`stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -48,8 +49,8 @@ class Journal:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
         self._denoised: list[torch.Tensor] = []
-        # The gap of each class and its square, and how much of them is known.
-        self._gaps = torch.zeros(3, n_classes)
+        # Of each class the gap and its square, how much of them is known, and the squared weights.
+        self._gaps = torch.zeros(4, n_classes)
 
     def add(
         self,
@@ -86,7 +87,7 @@ class Journal:
             *(((v <= 0) | (v >= 1)).float().mean() for v in (images, x)),
             lost.sum().float(),
             ahead.sum().float(),
-            gap.var(correction=0) / len(gap),
+            gap.var(correction=0) / max(len(gap) - 1, 1),
         )
         self._pending.append(torch.stack(row).detach())
         self._follow(synthesized.draw.y, gap)
@@ -94,18 +95,19 @@ class Journal:
     def _follow(self, y: torch.Tensor, gap: torch.Tensor) -> None:
         """Takes the gaps of a batch into those of their classes."""
         self._gaps = self._gaps.to(y.device)
-        sums = torch.zeros_like(self._gaps).index_add_(
+        sums = gap.new_zeros(3, self._gaps.shape[1]).index_add_(
             1, y, torch.stack([gap, gap.square(), torch.ones_like(gap)])
         )
-        keep = FORGET ** sums[2]
-        self._gaps = keep * self._gaps + (1 - keep) * sums / sums[2].clamp_min(1)
+        keep, count = FORGET ** sums[2], sums[2].clamp_min(1)
+        weight = (1 - keep) / count
+        squares = keep.square() * self._gaps[3] + weight.square() * count
+        self._gaps = torch.cat([keep * self._gaps[:3] + weight * sums, squares[None]])
 
     def _class_gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the gap of each class and its standard error, with shape (K)."""
-        gap, square, known = self._gaps.cpu()
+        """Returns the gap of each class and its standard error, with shape (K); 0 if unknown."""
+        gap, square, known, squares = self._gaps.cpu()
         gap, square = (torch.where(known >= KNOWN, v / known, 0) for v in (gap, square))
-        # Of the weights (1 - F) F^i / known: the sum of their squares.
-        share = (1 - FORGET) / (1 + FORGET) * (2 - known) / known.clamp_min(KNOWN)
+        share = squares / known.clamp_min(KNOWN).square()
         return gap, ((square - gap.square()).clamp_min(0) * share).sqrt()
 
     def forget(self, classes: list[int] | None) -> None:
@@ -163,7 +165,8 @@ class Journal:
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
         gaps, errors = self._class_gaps()
-        worst = int((gaps - SURE * errors).argmax())
+        sure = torch.where(self._gaps[2].cpu() >= KNOWN, gaps - SURE * errors, -math.inf)
+        worst = int(sure.argmax())
         before = self.lines[-1] if self.lines else {}
         anew, at_data = (int(n) for n in table[:, -3:-1].sum(0))
         line: Line = numbers | {

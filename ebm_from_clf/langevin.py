@@ -9,8 +9,9 @@ reference is, and :math:`2 / e^2` steps forget the start. A chain at temperature
 plain chain is :math:`T / (1 - e^2/4)`; the variance-corrected one scales the noise by
 :math:`\sqrt{1 - e^2/4}` and has exactly T.
 
-A sampler knows no classifier: it calls `energy(u, y)`, and where there are such methods
-`energy.confine(u)` and `energy.realise(u, generator)`, the energy of one step of a random score.
+A sampler knows no classifier: it calls `energy(u, y)`, reads y where classes have steps of their
+own, and where there are such methods `energy.confine(u)` and `energy.realise(u, generator)`, the
+energy of one step of a random score.
 """
 
 __all__ = ["Energy", "Langevin", "Trace", "energy_and_score"]
@@ -114,8 +115,8 @@ class Langevin:
         """Returns the step of each chain, with shape (B), or the one of all.
 
         Arguments:
-            y: Class indices, with shape (B), or weights of classes, with shape (B, K): their
-                chains take the shortest step of those that have one.
+            y: Class indices, with shape (B), or weights of classes, with shape (B, K): a chain
+                takes the shortest step of the classes whose weight is not 0.
         """
         if self.step_factors is None:
             return self.step_size

@@ -32,9 +32,10 @@ EDGE = 0.5
 EVERY = 10
 LENGTHEN = 1.05
 SHORTEST = 1e-3
-# The chains of a class that say how stiff it is: at least, and as many as are remembered.
+# Chains of a class: as few as say how stiff it is, and as many as are remembered.
 FEWEST = 20
 LAST = 64
+JUMP = 2.0
 
 
 class Stride:
@@ -43,7 +44,9 @@ class Stride:
     Arguments:
         max_stiffness: The stiffness that 95 % of the chains of a class in ten updates, or of the
             last 64, are to be below, or just reach; `None` for steps that stay as long as they may
-            be. Classes of fewer than 20 chains so far are looked at together.
+            be. Classes of fewer than 20 chains so far are looked at together. So are those of
+            fewer in ten updates, if together they are at twice the limit: they are all steeper
+            then than their last chains were.
         n_classes: The number of classes K.
 
     Attributes:
@@ -60,11 +63,11 @@ class Stride:
         self.max_stiffness = max_stiffness
         self.factors = torch.ones(n_classes, dtype=torch.float64)
         self._noted: list[Tensor] = []
-        # What steps of the longest length would have for stiffness.
+        # What steps of length 1 would have for stiffness.
         self._last = torch.full((n_classes, LAST), math.nan)
         self._known = torch.full((n_classes,), math.nan)
 
-    def note(self, stiffness: Tensor, y: Tensor) -> bool:
+    def note(self, stiffness: Tensor, y: Tensor, longest: float = 1.0) -> bool:
         """Notes the chains of an update; every ten of them the steps are fitted.
 
         Waits for the device then, and only then.
@@ -73,6 +76,7 @@ class Stride:
             stiffness: The stiffness of each chain, with shape (B); NaN for those that do not
                 count.
             y: Their classes, with shape (B).
+            longest: The longest length of a step.
 
         Returns:
             Whether a factor changed.
@@ -85,28 +89,38 @@ class Stride:
         # A state that was read from a file is on the CPU.
         noted = torch.cat([value.to(stiffness.device) for value in self._noted], 1).cpu()
         self._noted.clear()
-        self._remember(*noted[:, noted[0].isfinite()])
+        found, classes = noted[:, noted[0].isfinite()]
+        lengths = longest * self.factors
+        self._remember(found, classes.long(), lengths, self.max_stiffness)
         before = self.factors
-        self._fit(self.max_stiffness)
+        self._fit(lengths, self.max_stiffness)
         return not torch.equal(self.factors, before)
 
-    def _remember(self, stiffness: Tensor, y: Tensor) -> None:
+    def _remember(self, stiffness: Tensor, y: Tensor, lengths: Tensor, limit: float) -> None:
         """Takes chains into what is known of their classes."""
+        rare = torch.bincount(y, minlength=len(lengths)) < FEWEST
+        if rare[y].any():
+            together = float(stiffness[rare[y]].quantile(0.95))
+            if together > JUMP * limit:
+                # As far as one fit shortens.
+                more = min(together / limit, 4.0)
+                self._last[rare] *= more
+                self._known[rare] *= more
         # It grows with the square of the step.
-        found = (stiffness / self.factors[y.long()] ** 2).float()
-        for c in y.unique().long().tolist():
+        found = (stiffness / lengths[y] ** 2).float()
+        for c in y.unique().tolist():
             new = found[y == c]
             window = torch.cat([self._last[c], new])[-max(LAST, len(new)) :]
             self._last[c] = window[-LAST:]
             if int(window.isfinite().sum()) >= FEWEST:
                 self._known[c] = window.nanquantile(0.95)
 
-    def _fit(self, limit: float) -> None:
+    def _fit(self, lengths: Tensor, limit: float) -> None:
         """Brings steps nearer to the length that the limit allows."""
         rest = self._last[self._known.isnan()]
         together = rest.nanquantile(0.95) if len(rest) else self._known.new_tensor(math.nan)
         found = torch.where(self._known.isnan(), together, self._known).double()
-        change = (limit / found.clamp_min(1e-9)).sqrt() / self.factors
+        change = (limit / found.clamp_min(1e-9)).sqrt() / lengths
         fitted = (self.factors * change.clamp(0.5, LENGTHEN)).clamp(SHORTEST, 1.0)
         self.factors = torch.where(found.isnan(), self.factors, fitted)
 

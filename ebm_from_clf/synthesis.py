@@ -57,7 +57,7 @@ class Synthesizer:
 
     Attributes:
         sampler: The sampler as it is now.
-        stride: The length of its steps.
+        stride: The lengths of its steps, one of each class.
 
     Raises:
         ValueError: If 8-bit chains are used for an energy that is not on the box, or the
@@ -81,12 +81,14 @@ class Synthesizer:
             )
         self.energy, self.sampler, self.chains = energy, sampler, chains
         self.generator, self.joint = generator, joint
-        self.stride = Stride(max_stiffness, chains.n_classes)
+        # Chains of all classes together have one density.
+        n_classes = 1 if joint else max(energy.n_classes or 0, chains.n_classes)
+        self.stride = Stride(max_stiffness, n_classes)
         if sampler.step_factors is not None:
-            if len(sampler.step_factors) != chains.n_classes:
+            if len(sampler.step_factors) != n_classes:
                 raise ValueError(
                     f"Contrastive: the sampler has {len(sampler.step_factors)} `step_factors`, "
-                    f"there are chains of {chains.n_classes} classes. Give one for each, or None."
+                    f"for steps of {n_classes} lengths. Give one for each class, or None."
                 )
             self.stride.factors = torch.tensor(sampler.step_factors, dtype=torch.float64)
         self._swift: Swift | None = None
@@ -140,7 +142,7 @@ class Synthesizer:
         self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         stiffness = self._stiffness(trace, y)
-        if self.stride.note(stiffness, y):
+        if self.stride.note(stiffness, 0 * y if self.joint else y, self._longest):
             self.follow()
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 

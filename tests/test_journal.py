@@ -106,6 +106,35 @@ def test_standard_errors_of_gaps_are_those_of_chance(updates):
     assert line["worst_class"] == worst and line["class_gap_error"] == errors[worst]
 
 
+@pytest.mark.parametrize("n", [2, 4, 256])
+def test_standard_errors_hold_for_small_and_for_large_batches_of_a_class(n):
+    """Of 300 runs, of thirty updates each, with the last ten in a line."""
+    g, z = torch.Generator().manual_seed(n), []
+    zero = torch.tensor(0.0)
+    for _ in range(300):
+        journal = Journal(1)
+        for update in range(30):
+            gap = torch.randn(n, generator=g)
+            note_terms(journal, Terms(zero, zero, gap, 0 * gap, zero), 1.0, NONE, NONE, [0] * n)
+            if update == 19:
+                journal.line()
+        line = journal.line()
+        z.append(
+            (line["mean_gap"] / line["gap_error"], line["class_gap"] / line["class_gap_error"])
+        )
+    # The variance of t with at least ten degrees of freedom is at most 1.25.
+    found = torch.tensor(z).square().mean(0)
+    assert ((found - 1.1).abs() < 0.15 + 5 * (2 / 300) ** 0.5).all()
+
+
+def test_a_class_of_which_nothing_is_known_is_not_the_worst():
+    journal = Journal(3)
+    for _ in range(30):
+        note(journal, 0.0, 0.0, 0.0, 0.5, 1.0, y=(1, 2))
+    line = journal.line()
+    assert line["worst_class"] in (1, 2) and line["class_gap"] == pytest.approx(-0.5)
+
+
 def test_what_is_not_finite_is_seen_and_written_as_null(tmp_path):
     journal = Journal(3)
     note(journal, 0.0, float("nan"), 1.0, 1.0, 1.0)

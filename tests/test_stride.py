@@ -16,6 +16,7 @@ from ebm_from_clf import (
     ClassifierEnergy,
     Contrastive,
     Langevin,
+    Objective,
     PixelSpace,
     ReferenceStart,
     WhiteNoise,
@@ -225,6 +226,69 @@ def test_steps_of_your_own_loop_follow_the_energy_and_are_in_its_state():
     assert other.sampler.step_size == 0.2
 
 
+def many(curves, updates, stride, longest=0.2, seed=0):
+    """Batches of 64 of the classes of these curves; the largest mean stiffness at the end."""
+    g = toys.seeded(seed)
+    for _ in range(updates):
+        y = torch.randint(0, len(curves), (64,), generator=g)
+        noise = 0.8 + 0.4 * torch.rand(64, generator=g)
+        e = longest * stride.factors[y]
+        stride.note((e**2 / 4 * curves[y] * noise).float(), y, longest)
+    return float(((longest * stride.factors) ** 2 / 4 * curves).mean())
+
+
+def test_classes_that_are_rare_become_steeper_together():
+    """Their last chains are older than that: each alone would be thrown for a thousand updates.
+
+    Mutant: a limit on what is at hand that is never met.
+    """
+    curves, stride = torch.full((1000,), 100.0), Stride(0.25, 1000)
+    assert many(curves, 1500, stride) == pytest.approx(0.25, rel=0.2)
+    assert many(4 * curves, 20, stride, seed=1) < 0.3
+    assert many(4 * curves, 600, stride, seed=2) == pytest.approx(0.25, rel=0.25)
+
+
+@pytest.mark.parametrize("n_classes", [1, 10, 100])
+def test_a_longest_step_that_changes_leaves_the_steps_as_they_are(n_classes):
+    """As after a return of the guard: what is known is not known of a length."""
+    curves, stride = torch.full((n_classes,), 100.0), Stride(0.25, n_classes)
+    before = many(curves, 400, stride)
+    found = [many(curves, EVERY, stride, 0.14, seed) for seed in range(40)]
+    assert before == pytest.approx(0.25, rel=0.2)
+    assert found[-1] == pytest.approx(0.25, rel=0.2) and max(found) < 0.3 and min(found) > 0.1
+    assert all(b >= a * 0.9 for a, b in zip(found[:-1], found[1:], strict=True))
+
+
+def test_what_is_known_of_several_classes_goes_on():
+    """From the middle of ten updates, with classes of few chains and of many."""
+    curves, stride = torch.linspace(10, 500, 40), Stride(0.25, 40)
+    many(curves, 57, stride)
+    other = Stride(0.25, 40)
+    other.load_state_dict(copy.deepcopy(stride.state_dict()))
+    for one in (stride, other):
+        many(curves, 40, one, seed=3)
+    for name, value in stride.state_dict().items():
+        there = other.state_dict()[name]
+        pairs = zip(value, there, strict=True) if name == "noted" else [(value, there)]
+        assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs), name
+
+
+def test_chains_of_some_classes_leave_a_sampler_for_all():
+    gen = Contrastive(*wells(80.0, 1.0, 1.0, chains=2), generator=toys.seeded(8))
+    for _ in range(3 * EVERY):
+        gen.synthesize(torch.arange(2).repeat(8))
+    assert len(gen.energy.sampler.step_factors) == 3
+    assert gen.energy.sampler.lengths(torch.arange(3)).shape == (3,)
+
+
+def test_joint_chains_have_steps_of_one_length():
+    energy, sampler, chains = wells(80.0, 80.0)
+    gen = Contrastive(energy, sampler, chains, Objective(scores="joint"), generator=toys.seeded(8))
+    for _ in range(3 * EVERY):
+        gen.synthesize(torch.arange(2).repeat(8))
+    assert gen.sampler.step_factors is None and gen.sampler.step_size < 0.2
+
+
 class Wells(nn.Module):
     """One well a class, of the steepness given."""
 
@@ -237,16 +301,22 @@ class Wells(nn.Module):
         return -self.steepness * x.flatten(1).square().sum(1, keepdim=True) / 2
 
 
-def test_a_steep_class_leaves_the_steps_of_the_others_alone():
-    """U curves by 81 and by 2: e^2 is 4 limit / 81 for one, and the longest for the other."""
+def wells(*steepness, chains=None):
+    """An energy of wells, a sampler, and chains of some of its classes."""
     energy = ClassifierEnergy(
-        Wells(80.0, 1.0),
+        Wells(*steepness),
         WhiteNoise(torch.full((1, 4, 4), 0.5), 0.25),
         PixelSpace([0.5], [0.25], (4, 4)),
     )
-    start = ReferenceStart(energy.reference)
-    chains = ChainStore(energy.reference, start, 2, per_class=64, restart_rate=0.0, burn_in=0)
-    gen = Contrastive(energy, Langevin(4, 0.2), chains, generator=toys.seeded(8))
+    start, n = ReferenceStart(energy.reference), chains or len(steepness)
+    store = ChainStore(energy.reference, start, n, per_class=64, restart_rate=0.0, burn_in=0)
+    return energy, Langevin(4, 0.2), store
+
+
+def test_a_steep_class_leaves_the_steps_of_the_others_alone():
+    """U curves by 81 and by 2: e^2 is 4 limit / 81 for one, and the longest for the other."""
+    energy, sampler, chains = wells(80.0, 1.0)
+    gen = Contrastive(energy, sampler, chains, generator=toys.seeded(8))
     for _ in range(12 * EVERY):
         gen.synthesize(torch.arange(2).repeat(8))
     lengths = gen.sampler.lengths(torch.arange(2))
@@ -255,7 +325,7 @@ def test_a_steep_class_leaves_the_steps_of_the_others_alone():
     # What was learned may be gone on from.
     again = Contrastive(energy, gen.sampler, chains, max_stiffness=None)
     assert again.sampler == gen.sampler
-    with pytest.raises(ValueError, match="has 3 `step_factors`, there are chains of 2 classes"):
+    with pytest.raises(ValueError, match="has 3 `step_factors`, for steps of 2"):
         Contrastive(energy, Langevin(step_factors=(1.0,) * 3), chains)
     # Of several classes together the shortest.
     both = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
