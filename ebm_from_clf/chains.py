@@ -243,7 +243,9 @@ class ChainStore(nn.Module):
     def _pack(self, u: Tensor) -> Tensor:
         if self.storage == "uint8":
             return quantize(self._held[0].decode(u))
-        return u.to(getattr(torch, self.storage))
+        dtype = getattr(torch, self.storage)
+        # What is wild, not finite, may still come back.
+        return u.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
 
     def _unpack(self, state: Tensor, generator: torch.Generator) -> Tensor:
         if self.storage == "uint8":

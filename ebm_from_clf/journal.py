@@ -10,7 +10,7 @@ that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside the
 whose gap is the furthest above what chance may make of it, with its `class_gap`: a mean over its
 images with weights that fall by .03 an image, and 0 before twenty of them. `gap_error` and
 `class_gap_error` are the standard errors of `mean_gap` and `class_gap`, from the differences of
-single images and chains, as if these were independent (none for batches of one): scores of a class
+single images and chains, as if these were independent: scores of a class
 whose images differ much differ much. `accuracy` is that at the images of the cross-entropy:
 augmented, and where the objective is adversarial, moved. Lines of the warm start say so as their
 `stage`; they have no chains to tell of.
@@ -178,7 +178,7 @@ class Journal:
             "mean_gap": mean[2] - mean[3],
             "worst": float(table[:, :4].abs().max()),
             "gradient": float(table[:, 4].max()),
-            "gap_error": math.sqrt(mean[-1] / len(table)),
+            "gap_error": math.sqrt(_variance(table) / len(table)),
             "class_gap": float(gaps[worst]),
             "class_gap_error": float(errors[worst]),
             "worst_class": worst,
@@ -222,6 +222,12 @@ class Journal:
                     for k, v in line.items()
                 }
                 file.write(json.dumps(plain) + "\n")
+
+
+def _variance(table: torch.Tensor) -> float:
+    """Returns the variance of the mean gap of an update: of single pairs, from one to the next."""
+    within = float(table[:, -1].mean())
+    return within or float((table[:, 2] - table[:, 3]).var(correction=min(1, len(table) - 1)))
 
 
 def _table(rows: list[torch.Tensor]) -> torch.Tensor:

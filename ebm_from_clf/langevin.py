@@ -86,8 +86,11 @@ class Langevin:
             raise ValueError(f"Langevin: `temperature` must be 0 or more, got {self.temperature}.")
         if self.tilt_norm is not None and not self.tilt_norm > 0:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
-        if not all(0 < factor <= 1 for factor in self.step_factors or ()):
-            raise ValueError("Langevin: `step_factors` must be above 0 and at most 1.")
+        factors = self.step_factors
+        if factors is not None and not (factors and all(0 < f <= 1 for f in factors)):
+            raise ValueError(
+                "Langevin: `step_factors` must be above 0 and at most 1, one a class."
+            )
 
     @classmethod
     def ascent(cls, n_steps: int = 60) -> "Langevin":

@@ -44,9 +44,9 @@ class Stride:
     Arguments:
         max_stiffness: The stiffness that 95 % of the chains of a class in ten updates, or of the
             last 64, are to be below, or just reach; `None` for steps that stay as long as they may
-            be. Classes of fewer than 20 chains so far are looked at together. So are those of
-            fewer in ten updates, if together they are at twice the limit: they are all steeper
-            then than their last chains were.
+            be. Classes of fewer than 20 chains so far are looked at together, and those of none
+            as the others. So are those of fewer in ten updates, if together they are at twice the
+            limit, and at twice what is known of them: they are all steeper than they were.
         n_classes: The number of classes K.
 
     Attributes:
@@ -98,12 +98,13 @@ class Stride:
 
     def _remember(self, stiffness: Tensor, y: Tensor, lengths: Tensor, limit: float) -> None:
         """Takes chains into what is known of their classes."""
-        rare = torch.bincount(y, minlength=len(lengths)) < FEWEST
+        rare = (torch.bincount(y, minlength=len(lengths)) < FEWEST) & self._known.isfinite()
         if rare[y].any():
             together = float(stiffness[rare[y]].quantile(0.95))
-            if together > JUMP * limit:
+            expected = (self._known * lengths**2)[y[rare[y]]].float().quantile(0.95)
+            if together > JUMP * max(limit, float(expected)):
                 # As far as one fit shortens.
-                more = min(together / limit, 4.0)
+                more = min(together / max(limit, float(expected)), 4.0)
                 self._last[rare] *= more
                 self._known[rare] *= more
         # It grows with the square of the step.
@@ -118,7 +119,9 @@ class Stride:
     def _fit(self, lengths: Tensor, limit: float) -> None:
         """Brings steps nearer to the length that the limit allows."""
         rest = self._last[self._known.isnan()]
-        together = rest.nanquantile(0.95) if len(rest) else self._known.new_tensor(math.nan)
+        if not rest.isfinite().any():
+            rest = self._known
+        together = rest.nanquantile(0.95)
         found = torch.where(self._known.isnan(), together, self._known).double()
         change = (limit / found.clamp_min(1e-9)).sqrt() / lengths
         fitted = (self.factors * change.clamp(0.5, LENGTHEN)).clamp(SHORTEST, 1.0)

@@ -81,8 +81,7 @@ class Synthesizer:
             )
         self.energy, self.sampler, self.chains = energy, sampler, chains
         self.generator, self.joint = generator, joint
-        # Chains of all classes together have one density.
-        n_classes = 1 if joint else max(energy.n_classes or 0, chains.n_classes)
+        n_classes = self._n_lengths()
         self.stride = Stride(max_stiffness, n_classes)
         if sampler.step_factors is not None:
             if len(sampler.step_factors) != n_classes:
@@ -125,12 +124,19 @@ class Synthesizer:
         """Makes the steps of each class as long as the stride says now."""
         self.make_steps(self.sampler.n_steps, self._longest)
 
+    def _n_lengths(self) -> int:
+        """Returns how many lengths steps have; chains of all classes together have one density."""
+        return 1 if self.joint else self.energy.n_classes or self.chains.n_classes
+
     def __call__(self, y: Tensor) -> Synthesized:
         """Moves one chain of each class index in y, new ones first by their burn-in.
 
         Arguments:
             y: The class indices, with shape (B).
         """
+        if len(self.stride.factors) != self._n_lengths():  # a part was replaced
+            self.stride = Stride(self.stride.max_stiffness, self._n_lengths())
+            self.follow()
         draw = self.chains.draw(y, generator=self.generator)
         u, fresh = draw.u, draw.fresh
         energy = self.chain_energy()

@@ -51,7 +51,7 @@ def test_each_class_may_have_steps_of_its_own(corrected):
     with pytest.raises(AssertionError):
         plain = replace(sampler, step_factors=None)
         stats.assert_moments(u, *toys.langevin_moments(toys.linear(), classes, plain, 0.5, 0.49))
-    for factors in ((1.0, 0.0), (1.5,), (math.nan,)):
+    for factors in ((1.0, 0.0), (1.5,), (math.nan,), ()):
         with pytest.raises(ValueError, match="`step_factors` must be above 0"):
             Langevin(step_factors=factors)
 

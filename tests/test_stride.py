@@ -234,7 +234,7 @@ def many(curves, updates, stride, longest=0.2, seed=0):
         noise = 0.8 + 0.4 * torch.rand(64, generator=g)
         e = longest * stride.factors[y]
         stride.note((e**2 / 4 * curves[y] * noise).float(), y, longest)
-    return float(((longest * stride.factors) ** 2 / 4 * curves).mean())
+    return float(((longest * stride.factors[: len(curves)]) ** 2 / 4 * curves).mean())
 
 
 def test_classes_that_are_rare_become_steeper_together():
@@ -246,6 +246,22 @@ def test_classes_that_are_rare_become_steeper_together():
     assert many(curves, 1500, stride) == pytest.approx(0.25, rel=0.2)
     assert many(4 * curves, 20, stride, seed=1) < 0.3
     assert many(4 * curves, 600, stride, seed=2) == pytest.approx(0.25, rel=0.25)
+
+
+def test_a_rare_class_that_is_steep_leaves_the_others_alone():
+    """Nor do they overshoot on their way to shorter steps. Mutant: limits alone are looked at."""
+    curves, stride = torch.full((100,), 1.0), Stride(0.25, 100)
+    curves[:10] = 2500.0
+    many(curves, 1000, stride)
+    assert (stride.factors[10:] == 1).all() and (stride.factors[:10] < 0.15).all()
+    lengths = (0.2 * stride.factors[:10]) ** 2 * 2500 / 4
+    assert 0.15 < lengths.min() and lengths.max() < 0.35
+
+
+def test_a_class_of_no_chains_takes_a_step_of_the_others():
+    stride = Stride(0.25, 5)
+    many(torch.full((4,), 4000.0), 100, stride)
+    assert stride.factors[4] <= stride.factors[:4].max() < 0.1
 
 
 @pytest.mark.parametrize("n_classes", [1, 10, 100])
@@ -287,6 +303,10 @@ def test_joint_chains_have_steps_of_one_length():
     for _ in range(3 * EVERY):
         gen.synthesize(torch.arange(2).repeat(8))
     assert gen.sampler.step_factors is None and gen.sampler.step_size < 0.2
+    gen.objective = Objective()  # and steps of each class from here on
+    for _ in range(2 * EVERY):
+        gen.synthesize(torch.arange(2).repeat(8))
+    assert len(gen.synthesizer.stride.factors) == 2
 
 
 class Wells(nn.Module):
