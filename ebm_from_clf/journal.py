@@ -10,10 +10,10 @@ that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside the
 whose gap is the furthest above what chance may make of it, with its `class_gap`: a mean over its
 images with weights that fall by .03 an image, and 0 before twenty of them. `gap_error` and
 `class_gap_error` are the standard errors of `mean_gap` and `class_gap`, from the differences of
-single images and chains, as if these were independent: scores of a class
-whose images differ much differ much. `accuracy` is that at the images of the cross-entropy:
-augmented, and where the objective is adversarial, moved. Lines of the warm start say so as their
-`stage`; they have no chains to tell of.
+single images and chains, as if these were independent: scores of a class whose images differ much
+differ much. `accuracy` is that at the images of the cross-entropy: augmented, and where the
+objective is adversarial, moved. Lines of the warm start say so as their `stage`; they have no
+chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -103,12 +103,13 @@ class Journal:
         squares = keep.square() * self._gaps[3] + weight.square() * count
         self._gaps = torch.cat([keep * self._gaps[:3] + weight * sums, squares[None]])
 
-    def _class_gaps(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the gap of each class and its standard error, with shape (K); 0 if unknown."""
-        gap, square, known, squares = self._gaps.cpu()
-        gap, square = (torch.where(known >= KNOWN, v / known, 0) for v in (gap, square))
-        share = squares / known.clamp_min(KNOWN).square()
-        return gap, ((square - gap.square()).clamp_min(0) * share).sqrt()
+    def _class_gaps(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the gaps of classes, their standard errors, and whether they are known, (K)."""
+        gap, square, weight, squares = self._gaps.cpu()
+        known = weight >= KNOWN
+        gap, square = (torch.where(known, v / weight, 0) for v in (gap, square))
+        share = squares / weight.clamp_min(KNOWN).square()
+        return gap, ((square - gap.square()).clamp_min(0) * share).sqrt(), known
 
     def forget(self, classes: list[int] | None) -> None:
         """Forgets the gaps of some classes, whose chains are begun anew.
@@ -164,9 +165,8 @@ class Journal:
         table = _table(self._pending)
         contrast, entropy, observed, synthesized = table[-1, :4].tolist()
         mean = table.mean(0).tolist()
-        gaps, errors = self._class_gaps()
-        sure = torch.where(self._gaps[2].cpu() >= KNOWN, gaps - SURE * errors, -math.inf)
-        worst = int(sure.argmax())
+        gaps, errors, known = self._class_gaps()
+        worst = int(torch.where(known, gaps - SURE * errors, -math.inf).argmax())
         before = self.lines[-1] if self.lines else {}
         anew, at_data = (int(n) for n in table[:, -3:-1].sum(0))
         line: Line = numbers | {

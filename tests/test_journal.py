@@ -94,7 +94,7 @@ def test_standard_errors_of_gaps_are_those_of_chance(updates):
     for _ in range(updates):
         gap = spread * torch.randn(2 * n, generator=g)
         note_terms(journal, Terms(zero, zero, gap, 0 * gap, zero), 1.0, NONE, NONE, y.tolist())
-    line, (gaps, errors) = journal.line(), journal._class_gaps()
+    line, (gaps, errors, _) = journal.line(), journal._class_gaps()
     z = (gaps / errors).square().mean()
     assert abs(z - 1.1) < 5 * (2 / n) ** 0.5
     plain = (journal._gaps[1] / journal._gaps[2] - gaps.square()).sqrt() / (1 / 0.03) ** 0.5
