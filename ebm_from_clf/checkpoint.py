@@ -57,7 +57,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
 
     Raises:
         UsageError: If the folder is taken, cannot be written, timm did not make the classifier,
-            or the energy is one of :func:`edit`.
+            start or sampler are of other classes, or the energy is one of :func:`edit`.
     """
     classifier = energy.classifier
     if not hasattr(classifier, "pretrained_cfg"):
@@ -68,6 +68,10 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
     start = type(energy.start).__name__
     if start == "PhotoStart":
         raise UsageError("save: an edit is about one photograph. Save the energy it was made of.")
+    try:
+        _check_parts(energy)
+    except ValueError as error:
+        raise UsageError(f"save: {error} Set the start or sampler of the energy.") from error
     if energy.start is not None and start not in KEPT_STARTS:
         warnings.warn(f"save: a {start} is not kept; set energy.start after loading", stacklevel=2)
     tensors = {f"reference.{k}": v for k, v in energy.reference.arguments.items()}
@@ -165,22 +169,30 @@ def _restore(
     )
     energy.class_names = class_names(classifier)
     energy.start = _restore_start(config, parts["start"], energy.reference)
-    if isinstance(energy.start, ClassGaussian):
-        start = energy.start
-        found = len(start.weight if isinstance(start, ClassMixture) else start.mean)
-        if found != (energy.n_classes or found) or start.shape != energy.reference.shape:
-            raise ValueError(f"starts are {found} of shape {tuple(start.shape)}")
     energy.coarse = Coarse(*config["coarse"]) if config.get("coarse") else None
-    energy.sampler = _restore_sampler(config["sampler"], energy.n_classes)
+    energy.sampler = _restore_sampler(config["sampler"])
+    _check_parts(energy)
     return energy
 
 
-def _restore_sampler(config: dict[str, Any] | None, n_classes: int | None) -> Langevin | None:
+def _check_parts(energy: ClassifierEnergy) -> None:
+    """Checks that start and sampler are of the classes and images of the energy."""
+    if energy.sampler is not None:
+        energy.sampler.check_factors(energy.n_classes)
+    start = energy.start
+    if isinstance(start, ClassGaussian):
+        found = len(start.weight if isinstance(start, ClassMixture) else start.mean)
+        if found != (energy.n_classes or found) or start.shape != energy.reference.shape:
+            raise ValueError(
+                f"starts are of {found} classes and images {tuple(start.shape)}, the classifier "
+                f"has {energy.n_classes} and {tuple(energy.reference.shape)}."
+            )
+
+
+def _restore_sampler(config: dict[str, Any] | None) -> Langevin | None:
     if config is None:
         return None
     factors = config.get("step_factors")
-    if factors is not None and len(factors) != (n_classes or len(factors)):
-        raise ValueError(f"{len(factors)} step factors for {n_classes} classes")
     return Langevin(**config | {"step_factors": None if factors is None else tuple(factors)})
 
 

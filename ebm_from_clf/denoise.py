@@ -32,9 +32,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .drift import Energy
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .langevin import Energy, Langevin
+from .langevin import Langevin
 from .marginal import Marginal
 from .noise import Randomness, normal
 from .reference import WhiteNoise

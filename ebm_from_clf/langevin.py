@@ -14,37 +14,16 @@ own, and where there are such methods `energy.confine(u)` and `energy.realise(u,
 energy of one step of a random score.
 """
 
-__all__ = ["Energy", "Langevin", "Trace", "energy_and_score"]
+__all__ = ["Langevin"]
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .modes import frozen
+from .drift import Energy, Trace, curvature, energy_and_score, rescale, sampling
 from .noise import Randomness, normal
-
-Energy = Callable[[Tensor, Tensor], Tensor]
-
-
-class Trace(NamedTuple):
-    """What a step leaves behind, at the state before it; of a chain, one row per step.
-
-    Arguments:
-        energy: The energies U, in nats, with shape (B) or (n_steps, B).
-        score_norm: The norms of the score, the gradient of -U, with the same shape.
-        curvature: How much U curves along the step that came before, the fall of the drift along
-            it over its length, with the same shape; NaN where none came before. Drifts that are
-            random or of a fixed norm fall for other reasons.
-    """
-
-    energy: Tensor
-    score_norm: Tensor
-    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,6 +92,22 @@ class Langevin:
         if self.temperature == 0:
             return "none: the energy is descended"
         return "p" if self.temperature == 1 else f"p at the temperature {self.temperature:g}"
+
+    def check_factors(self, n_classes: int | None) -> None:
+        """Checks that there is a factor on the step of each class, if there are any.
+
+        Arguments:
+            n_classes: The number of classes; `None` where it is not known.
+
+        Raises:
+            ValueError: If there are more or fewer.
+        """
+        n = len(self.step_factors or ())
+        if n and n_classes not in (n, None):
+            raise ValueError(
+                f"Langevin: {n} `step_factors` for steps of {n_classes} lengths. Give one for "
+                "each class, or None."
+            )
 
     def lengths(self, y: Tensor) -> Tensor | float:
         """Returns the step of each chain, with shape (B), or the one of all.
@@ -183,7 +178,7 @@ class Langevin:
             y: The class indices, with shape (B).
             generator: One generator, or one per chain.
         """
-        with _sampling(energy):
+        with sampling(energy):
             u, y = u.detach().clone(), y.clone()
             first, second = (self._drift(energy, u, y, generator)[0] for _ in range(2))
             # Half the squared difference of two draws has the variance for its mean.
@@ -199,7 +194,7 @@ class Langevin:
         value, score = energy_and_score(now, u, y)
         norm = score.flatten(1).norm(dim=1)
         if self.tilt_norm is not None:
-            score = _rescale(score + u, self.tilt_norm) - u
+            score = rescale(score + u, self.tilt_norm) - u
         return score, value, norm
 
     def __call__(
@@ -214,63 +209,13 @@ class Langevin:
             The last state, detached, and the trace.
         """
         rows: list[Trace] = []
-        with _sampling(energy):
+        with sampling(energy):
             u, y = u.detach().clone(), y.clone()
             last, e = None, self._shaped(u, y)
             for _ in range(self.n_steps):
                 drift, value, norm = self._drift(energy, u, y, generator)
-                rows.append(Trace(value, norm, _curvature(last, (u, drift))))
+                rows.append(Trace(value, norm, curvature(last, (u, drift))))
                 last, u = (u, drift), self._move(energy, u, drift, e, generator)
         if not rows:
             return u, Trace(*u.new_empty(3, 0, len(u)))
         return u, Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-def energy_and_score(energy: Energy, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the energies U(u, y), with shape (B), and the scores -dU/du, with the shape of u.
-
-    Arguments:
-        energy: The energy.
-        u: The state, with shape (B, *).
-        y: The class indices, with shape (B).
-    """
-    played = getattr(energy, "energy_and_score", None)
-    if played is not None:
-        return played(u, y)
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        value = energy(u, y)
-        # The sum, not the mean: each chain has its own gradient, whatever the batch.
-        (gradient,) = torch.autograd.grad(value.sum(), u)
-    return value.detach(), -gradient
-
-
-def _curvature(last: tuple[Tensor, Tensor] | None, now: tuple[Tensor, Tensor]) -> Tensor:
-    """Returns how fast the drift falls from one state to the next, with shape (B).
-
-    Arguments:
-        last: The state before and its drift.
-        now: The state and its drift.
-    """
-    if last is None:
-        return torch.full_like(now[0].flatten(1)[:, 0], math.nan)
-    moved, change = ((b - a).flatten(1) for a, b in zip(last, now, strict=True))
-    return -(moved * change).sum(1) / moved.square().sum(1)
-
-
-@contextmanager
-def _sampling(energy: Energy) -> Iterator[None]:
-    # Tensors made in inference mode cannot be differentiated, even with gradients enabled.
-    with torch.inference_mode(False), torch.no_grad():
-        if isinstance(energy, nn.Module):
-            with frozen(energy):
-                yield
-        else:
-            yield
-
-
-def _rescale(b: Tensor, norm: float) -> Tensor:
-    """Rescales each image of b to the norm given per square root of a dimension."""
-    flat = b.flatten(1)
-    size = norm * math.sqrt(flat.shape[1]) / flat.norm(dim=1).clamp_min(1e-30)
-    return b * size.view(-1, *[1] * (b.ndim - 1))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .langevin import energy_and_score
+from .drift import energy_and_score
 
 WARM_UP = 3
 MOST = 32

@@ -94,6 +94,8 @@ def finetune_recipe(
     classifier, space = create_for(recipe)
     # A wrong name would otherwise be found only after the classifier was trained.
     chosen(classifier, recipe.finetune.freeze)
+    if recipe.finetune.objective.scores == "class":
+        recipe.finetune.sampler.check_factors(getattr(classifier, "num_classes", None))
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))

@@ -136,6 +136,7 @@ def stream(
     """
     check(energy, classes, n, seed)
     sampler = sampler or energy.sampler or UNTUNED
+    sampler.check_factors(energy.n_classes)
     energy = for_chains(Swift(energy).energy())
     height, width = energy.reference.shape[1:]
     size = batch_size or min(256, max(1, PIXELS_AT_ONCE // (height * width)))

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from .chains import ChainStore, Draw
+from .drift import Trace
 from .energy import ClassifierEnergy
-from .langevin import Langevin, Trace
+from .langevin import Langevin
 from .marginal import Marginal
 from .replay import Recorder
 from .stride import Stride
@@ -82,13 +83,9 @@ class Synthesizer:
         self.energy, self.sampler, self.chains = energy, sampler, chains
         self.generator, self.joint = generator, joint
         n_classes = self._n_lengths()
+        sampler.check_factors(n_classes)
         self.stride = Stride(max_stiffness, n_classes)
         if sampler.step_factors is not None:
-            if len(sampler.step_factors) != n_classes:
-                raise ValueError(
-                    f"Contrastive: the sampler has {len(sampler.step_factors)} `step_factors`, "
-                    f"for steps of {n_classes} lengths. Give one for each class, or None."
-                )
             self.stride.factors = torch.tensor(sampler.step_factors, dtype=torch.float64)
         self._swift: Swift | None = None
         self._recorder = Recorder()

@@ -17,8 +17,9 @@ import math
 
 import torch
 
+from .drift import energy_and_score
 from .energy import ClassifierEnergy
-from .langevin import Langevin, energy_and_score
+from .langevin import Langevin
 from .modes import frozen, sharing
 from .smooth import Coarse, Smoothing
 from .start import ReferenceStart

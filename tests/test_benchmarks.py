@@ -89,8 +89,8 @@ def test_variants_of_a_recipe_are_judged_alike(monkeypatch, capsys, tmp_path):
     chosen = [*options.split(), "--grid", str(tmp_path), "--rows", "recipe", "last layer"]
     one, other, _ = rows(monkeypatch, capsys, bench_variants, *chosen)
     assert (one["row"], other["row"], other["seed"]) == ("recipe", "last layer", 3)
-    assert one["frechet_ratio"] == one["frechet_ratio_after_5"] > 0
-    assert other["frechet_ratio_after_7"] > 0 and (tmp_path / "last_layer_3.png").exists()
+    assert one["long"]["frechet_ratio"] == one["frechet_ratio_after_5_long"] > 0
+    assert other["frechet_ratio_after_7_long"] > 0 and (tmp_path / "last_layer_3.png").exists()
 
 
 @pytest.mark.slow

@@ -374,7 +374,7 @@ WRONG = {
     "unknown setting": (lambda config: config["ebm"].update(sampler={"steps": 1}), "steps"),
     "steps of other classes": (
         lambda config: config["ebm"].update(sampler={"step_factors": [1.0]}),
-        "1 step factors for",
+        "1 `step_factors` for steps of 3",
     ),
     "wrong setting": (lambda config: config["ebm"].update(sampler={"step_size": 9}), "step_size"),
     "unknown classifier": (lambda config: config.update(architecture="resnt18"), "Unknown model"),
@@ -421,3 +421,15 @@ def test_no_folder_at_all_is_refused(tmp_path):
 def test_a_folder_of_timm_alone_is_no_energy(tmp_path):
     timm.models.save_for_hf(create(), str(tmp_path), safe_serialization=True)
     refused(tmp_path, f"{DAMAGED} .KeyError: 'ebm'")
+
+
+@pytest.mark.parametrize("part", ["start", "sampler"])
+def test_parts_of_other_classes_are_refused_before_they_are_written(part, tmp_path):
+    found = energy(start=gaussian())
+    if part == "start":
+        found.start = ClassGaussian.fit(images(), torch.arange(12) % 2, 2, rank=2)
+    else:
+        found.sampler = Langevin(5, 0.1, step_factors=(1.0, 0.5))
+    with pytest.raises(UsageError, match="save: .*Set the start or sampler"):
+        save(found, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

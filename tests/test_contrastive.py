@@ -21,7 +21,7 @@ from ebm_from_clf import (
 )
 from ebm_from_clf.chain_settings import StartSettings
 from ebm_from_clf.classify import train_classifier
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.marginal import Marginal
 from ebm_from_clf.objective import generative, likelihood, logistic, trim
 

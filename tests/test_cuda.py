@@ -29,10 +29,10 @@ from ebm_from_clf.chain_settings import ChainSettings, StartSettings
 from ebm_from_clf.cli import main
 from ebm_from_clf.curriculum import Curriculum
 from ebm_from_clf.data import Images, gather, load_data
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.energy import ClassifierEnergy
 from ebm_from_clf.finetune import Finetuner
 from ebm_from_clf.judge import Judge
-from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.objective import Objective
 from ebm_from_clf.smooth import Smoothing
 from ebm_from_clf.theory import examine_theory

@@ -6,7 +6,7 @@ import toys
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Langevin, PixelSpace, SpectralNoise, WhiteNoise
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.modes import frozen
 
 

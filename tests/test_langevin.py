@@ -10,7 +10,7 @@ import torch
 import toys
 
 from ebm_from_clf import ClassifierEnergy, Langevin, SpectralNoise, WhiteNoise, convert
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.noise import generators, normal
 
 N = 20_000

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
     ["errors", "lead", "mapped", "modes", "noise", "restart", "slots", "stride"],
-    ["curriculum", "fold", "frame", "graph", "reference", "smooth", "space"],
+    ["curriculum", "drift", "fold", "frame", "graph", "reference", "smooth", "space"],
     ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
     [

@@ -10,8 +10,8 @@ from scipy.optimize import lsq_linear
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.graph import recursion
-from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.prototype import PrototypeLaw
 from ebm_from_clf.theory import Structure, kinks, structure
 from ebm_from_clf.theory.kinks import is_readable

@@ -10,8 +10,8 @@ import toys
 
 from ebm_from_clf import ClassifierEnergy, Langevin, Objective, Settings, Smoothing, WhiteNoise
 from ebm_from_clf.chain_settings import ChainSettings, StartSettings
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.finetune import Finetuner
-from ebm_from_clf.langevin import energy_and_score
 from ebm_from_clf.prototype import PieceLaw, Prototype, PrototypeLaw, read_filters
 
 TAU = torch.tensor([0.7, 1.5, 3.0], dtype=torch.float64)

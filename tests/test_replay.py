@@ -8,7 +8,7 @@ import torch
 import toys
 
 from ebm_from_clf import replay
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 
 
 @pytest.fixture

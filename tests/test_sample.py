@@ -204,3 +204,10 @@ def test_labels_become_harmless_names():
     assert slug("tabby, tabby cat") == "tabby"
     assert slug("../..") == slug("") == slug("漢字") == "class"
     assert slug("A" * 99) == "a" * 40
+
+
+def test_a_sampler_of_other_classes_is_refused_before_it_draws():
+    five = Langevin(2, 0.5, step_factors=(1.0, 0.5, 0.5, 0.5, 1.0))
+    energy = toys.smooth()
+    with pytest.raises(ValueError, match="5 `step_factors` for steps of"):
+        sample(energy, [0], sampler=five)

@@ -10,7 +10,7 @@ import toys
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Langevin, Smoothing, WhiteNoise, sample
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.noise import generators
 from ebm_from_clf.sample import draw
 from ebm_from_clf.untrained import auto_gain

@@ -345,7 +345,7 @@ def test_a_steep_class_leaves_the_steps_of_the_others_alone():
     # What was learned may be gone on from.
     again = Contrastive(energy, gen.sampler, chains, max_stiffness=None)
     assert again.sampler == gen.sampler
-    with pytest.raises(ValueError, match="has 3 `step_factors`, for steps of 2"):
+    with pytest.raises(ValueError, match="3 `step_factors` for steps of 2"):
         Contrastive(energy, Langevin(step_factors=(1.0,) * 3), chains)
     # Of several classes together the shortest.
     both = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
@@ -367,7 +367,7 @@ def test_steps_whose_stiffness_is_not_known_stay(unknown, monkeypatch):
     if unknown == "random":
         gen.energy.smoothing = Smoothing(shift=0.25)
     if unknown == "not finite":
-        monkeypatch.setattr(langevin, "_curvature", lambda last, now: now[0][:, 0, 0, 0] / 0)
+        monkeypatch.setattr(langevin, "curvature", lambda last, now: now[0][:, 0, 0, 0] / 0)
     for _ in range(2 * EVERY):
         assert gen.synthesize(torch.zeros(4, dtype=torch.int64)).stiffness.isnan().all()
     assert gen.sampler.step_size == 0.1

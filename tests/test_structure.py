@@ -8,7 +8,7 @@ import toys
 from torch import nn
 
 from ebm_from_clf import ClassifierEnergy, Smoothing
-from ebm_from_clf.langevin import energy_and_score
+from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.theory import Structure, structure
 
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..drift import energy_and_score
 from ..energy import ClassifierEnergy
 from ..errors import Diverged
-from ..langevin import Langevin, energy_and_score
+from ..langevin import Langevin
 from ..modes import frozen
 from ..support import confine
 from .kinks import come_to_rest, is_readable

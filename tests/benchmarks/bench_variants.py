@@ -7,8 +7,8 @@
 Every row of a seed makes the same number of updates from the same classifier, but for the kinds of
 classifier, which are trained for some passes of their own. All are sampled alike, from the starts
 of the recipe by chains of its length, and judged by another network, which was trained longer and
-never used in training; `--judge wide` asks a third one, which looks at other things. Rows cost
-unlike: mind their seconds.
+never used in training; `--judge long wide` asks a third one too, which looks at other things. Rows
+cost unlike: mind their seconds.
 """
 
 import argparse
@@ -137,7 +137,7 @@ JUDGES = {
 }
 
 
-def row(name, seed, a, judge):
+def row(name, seed, a, judges):
     plain = put(read_recipe(a.recipe), "finetune.seed", seed)
     plain = put(plain, "finetune.updates", a.updates or plain.finetune.updates)
     recipe = put(varied(plain, name), "finetune.grid_every", 0)
@@ -169,8 +169,10 @@ def row(name, seed, a, judge):
             found = draw(energy, list(range(energy.n_classes)), a.n, sampler=sampler)
         except Diverged as error:
             return numbers | {"diverged": str(error)}, None
-        scores, images = judge.score(found.images, found.classes), found.images
-        numbers[f"frechet_ratio_after_{steps}"] = scores["frechet_ratio"]
+        images, scores = found.images, {}
+        for kind, judge in judges.items():
+            scores[kind] = judge.score(images, found.classes)
+            numbers[f"frechet_ratio_after_{steps}_{kind}"] = scores[kind]["frechet_ratio"]
     return numbers | scores, images
 
 
@@ -183,7 +185,7 @@ def main():
     parser.add_argument("--steps", type=int, default=44, help="of the chains that are judged")
     parser.add_argument("--longer", nargs="*", type=int, default=[], help="other numbers of steps")
     parser.add_argument("--n", type=int, default=100, help="images of a class")
-    parser.add_argument("--judge", choices=JUDGES, default="long")
+    parser.add_argument("--judge", choices=JUDGES, nargs="+", default=["long"])
     parser.add_argument("--judge-epochs", type=int, default=40)
     parser.add_argument("--grid", type=Path, help="folder for a picture of each row")
     a = parser.parse_args()
@@ -191,11 +193,13 @@ def main():
     _, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
     n_classes = recipe.classifier.kwargs["num_classes"]
-    network = JUDGES[a.judge](space, train, n_classes, a.judge_epochs)
-    judge = Judge(network, space, train, test)
+    judges = {}
+    for kind in a.judge:
+        network = JUDGES[kind](space, train, n_classes, a.judge_epochs)
+        judges[kind] = Judge(network, space, train, test)
     for seed in a.seeds:
         for name in a.rows:
-            numbers, images = row(name, seed, a, judge)
+            numbers, images = row(name, seed, a, judges)
             print(json.dumps(numbers), flush=True)
             if a.grid and images is not None:
                 a.grid.mkdir(parents=True, exist_ok=True)
