@@ -15,10 +15,10 @@ A batch may hold more images of a class than there are chains of it: the surplus
 start and are forgotten.
 """
 
-__all__ = ["ChainStore", "Draw", "Storage"]
+__all__ = ["ChainStore", "Storage"]
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,30 +26,11 @@ from torch import Tensor, nn
 from .mapped import map_states
 from .reference import Reference
 from .restart import Rates, rates, restarts
-from .slots import distinct
+from .slots import Draw, distinct, own
 from .space import dequantize, quantize
 from .start import Start
 
 Storage = Literal["float32", "float16", "uint8"]
-
-
-class Draw(NamedTuple):
-    """Chains taken from the store.
-
-    Arguments:
-        u: The states, whitened, with shape (B, C, H, W).
-        y: Their classes, with shape (B).
-        slot: Their slots within the class, with shape (B).
-        fresh: Whether each was just begun, with shape (B).
-        own: The indices of those that have a slot, if some have none; `None` for all. The slot
-            of one that has none is -1.
-    """
-
-    u: Tensor
-    y: Tensor
-    slot: Tensor
-    fresh: Tensor
-    own: Tensor | None = None
 
 
 class ChainStore(nn.Module):
@@ -176,7 +157,7 @@ class ChainStore(nn.Module):
             draw: What :meth:`draw` gave.
             u: Their new states, with the shape of `draw.u`.
         """
-        y, slot, fresh, u = _own(draw, draw.fresh, u)
+        y, slot, fresh, u = own(draw, draw.fresh, u)
         self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1))
 
     def begin_at(self, draw: Draw, where: Tensor, u: Tensor) -> None:
@@ -187,7 +168,7 @@ class ChainStore(nn.Module):
             where: Which of them, with shape (B).
             u: The states, with the shape of `draw.u`.
         """
-        y, slot, where, u = _own(draw, where, u)
+        y, slot, where, u = own(draw, where, u)
         if self.stamp is not None:
             some = where.nonzero().flatten()
             self._put(y[some], slot[some], u[some], torch.ones_like(some))
@@ -204,7 +185,7 @@ class ChainStore(nn.Module):
             draw: What :meth:`draw` gave.
             where: Which of them, with shape (B).
         """
-        y, slot, where = _own(draw, where)
+        y, slot, where = own(draw, where)
         self.age[y, slot] = torch.where(where, 0, self.age[y, slot])
 
     def begin_all_anew(self, classes: Sequence[int] | None = None) -> None:
@@ -251,12 +232,6 @@ class ChainStore(nn.Module):
         if self.storage == "uint8":
             return self._held[0].encode(dequantize(state, generator))
         return state.float()
-
-
-def _own(draw: Draw, *tensors: Tensor) -> list[Tensor]:
-    """Returns class, slot, and what else is given, of the chains of a draw that have a slot."""
-    every = (draw.y, draw.slot, *tensors)
-    return [t if draw.own is None else t[draw.own] for t in every]
 
 
 def _check_storage(store: ChainStore, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -16,7 +16,6 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, Namespace
 from safetensors import SafetensorError
 from torch import nn
-from tqdm import tqdm
 
 from .arguments import (
     EPILOG,
@@ -52,6 +51,7 @@ from .named import (
     open_photograph,
     timm_name,
 )
+from .progress import bar
 from .quickstart import quickstart
 from .run import finetune_recipe
 from .sample import UNTUNED, n_steps
@@ -102,23 +102,9 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _progress(title: str, total: int) -> Callable[[int], None]:
-    # disable=None: no bar unless the output is a terminal.
-    bar = tqdm(total=total, desc=title, disable=None, unit="", smoothing=0.1)
-
-    def advance(n: int) -> None:
-        bar.update(n)
-        if bar.n >= total:
-            bar.close()
-
-    return advance
-
-
 def _quickstart(a: Namespace) -> None:
     """Trains, converts, fine-tunes, samples and evaluates on MNIST-5k."""
-    numbers = quickstart(
-        a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=_progress
-    )
+    numbers = quickstart(a.recipe, a.output, n=a.n, judge_epochs=a.judge_epochs, progress=bar)
     found = numbers["samples"]
     print(
         f"accuracy {numbers['accuracy_before']:.3f} before, {numbers['accuracy']:.3f} after; "
@@ -206,7 +192,7 @@ def _convert(a: Namespace) -> None:
 
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
-    run = finetune_recipe(a.recipe, a.output, _progress, resume=a.resume == "auto")
+    run = finetune_recipe(a.recipe, a.output, bar, resume=a.resume == "auto")
     print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
     if run.metrics["faults"]:
         last, n = run.metrics["faults"][-1], len(run.metrics["faults"])
@@ -249,7 +235,7 @@ def _sample(a: Namespace) -> None:
         a.output,
         sampler=sampler,
         resume=a.resume == "auto",
-        progress=_progress("sample", n_steps(energy, sampler) * len(classes) * a.n),
+        progress=bar("sample", n_steps(energy, sampler) * len(classes) * a.n),
     )
     print(f"wrote {a.output}; look at {Path(a.output) / 'grid.png'}")
 

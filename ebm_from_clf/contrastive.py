@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .chains import ChainStore, Draw
+from .chains import ChainStore
 from .energy import ClassifierEnergy
+from .gauge import check_classes
 from .langevin import Langevin
 from .lead import Lead
 from .marginal import joint
 from .noise import normal
 from .objective import Objective
+from .slots import Draw
 from .space import check_pixels
 from .swift import is_on_torus
 from .synthesis import Synthesized, Synthesizer
@@ -120,7 +122,7 @@ class Contrastive(nn.Module):
         """
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
-        self.energy.check_classes(y, len(x))
+        check_classes(y, len(x), self.energy.n_classes)
         if y.is_floating_point():
             raise ValueError(
                 f"Contrastive: `y` must hold one class index per image, got {y.dtype} of shape "

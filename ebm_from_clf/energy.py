@@ -187,18 +187,6 @@ class ClassifierEnergy(nn.Module):
         """Returns the tilts F of all classes from logits: gain and gauge, with shape (B, K)."""
         return gauged(self.gain * logits, self.gauge)
 
-    def equivalent(self, temperature: float) -> dict[str, float | None]:
-        r"""Returns the T = 1 model that a chain at another temperature samples.
-
-        Of the scale of A, the gain and T only two are independent: :math:`\exp(-U/T)` is the
-        model with :math:`\sqrt{T} A` for A and :math:`\gamma / T` for the gain.
-
-        Arguments:
-            temperature: The temperature T. At 0 there is no such model, and the gain is `None`.
-        """
-        gain = self.gain / temperature if temperature else None
-        return {"gain": gain, "scale_factor": math.sqrt(temperature)}
-
     def confine(self, u: Tensor) -> Tensor:
         """Returns u with its pixels brought back into the support, and those kept put back."""
         return confine(u, self.reference, self.support, self.kept)
@@ -215,7 +203,7 @@ class ClassifierEnergy(nn.Module):
             ValueError: If a shape is wrong or a class does not exist.
         """
         self.space.check(x)
-        self.check_classes(y, len(x))
+        check_classes(y, len(x), self.n_classes)
         return self(self.reference.encode(x), y)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -260,20 +248,8 @@ class ClassifierEnergy(nn.Module):
             ValueError: If a shape is wrong or a class does not exist.
         """
         self.space.check(x)
-        self.check_classes(y, len(x))
+        check_classes(y, len(x), self.n_classes)
         with torch.inference_mode(False), torch.enable_grad(), frozen(self):
             u = self.reference.encode(x.detach().clone()).requires_grad_()
             (gradient,) = torch.autograd.grad(self.tilt(u, y.clone()).sum(), u)
         return self.reference.decode(gradient)
-
-    def check_classes(self, y: Tensor, n: int) -> None:
-        """Checks class indices at the door: a wrong one would kill a CUDA process.
-
-        Arguments:
-            y: The class indices, or weights of all classes.
-            n: The number of images.
-
-        Raises:
-            ValueError: If `y` is not one existing class index per image.
-        """
-        check_classes(y, n, self.n_classes)

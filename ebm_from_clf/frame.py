@@ -17,7 +17,7 @@ continued by itself, and every place counts. The n is how many there are in an i
 that it learns from, as in :mod:`ebm_from_clf.generative`.
 """
 
-__all__ = ["FrameConvNet", "one_class_config"]
+__all__ = ["FrameConvNet"]
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .modes import evaluation_mode, sharing
+from .one_class import check_sizes, layers_of, one_class_config
 
 FLOOR = 1e-2
 # Filters are kept so much smaller: steps of a given length turn them so much faster.
@@ -71,7 +72,7 @@ class FrameConvNet(nn.Module):
         bottom_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        info, config = _layers(bottom)
+        info, config = layers_of(bottom)
         if not taps or len(set(taps)) < len(taps) or not -1 <= min(taps) <= max(taps) < len(info):
             raise ValueError(
                 f"FrameConvNet: `taps` are some of -1 to {len(info) - 1}, each once, "
@@ -86,7 +87,7 @@ class FrameConvNet(nn.Module):
                 "FrameConvNet: `in_chans` is 1 or 3 and `filters` 1 or more, got "
                 f"{in_chans} and {filters}."
             )
-        _check(self.distance, size, border, kernel)
+        check_sizes(self.distance, size, border, kernel)
         layers = [tap for tap in taps if tap >= 0]
         bottom.prune_intermediate_layers(layers or [0], prune_head=True)
         self.bottom = bottom.eval().requires_grad_(False)
@@ -236,53 +237,3 @@ class FrameConvNet(nn.Module):
             n = len(weight) * (side // stride) ** 2
             score = score + (h.sum((2, 3)) * weight).sum(1) / (stride * n)
         return score[:, None]
-
-
-def one_class_config(
-    architecture: str,
-    in_chans: int,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> dict[str, Any]:
-    """Returns what timm's models carry, so that the same functions read and write a network.
-
-    Arguments:
-        architecture: The name of the network.
-        in_chans: Channels of an image.
-        size: Height and width of an image, in pixels.
-        mean: The mean that its input is freed of, in pixels.
-        std: The standard deviation that its input is divided by, in pixels.
-    """
-    return {
-        "architecture": architecture,
-        "input_size": (in_chans, size, size),
-        "mean": mean,
-        "std": std,
-        "num_classes": 1,
-    }
-
-
-def _layers(bottom: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:  # noqa: ANN401
-    """Returns what timm tells of the layers of a classifier, and its config."""
-    parts = ("feature_info", "pretrained_cfg", "forward_intermediates")
-    if not all(hasattr(bottom, part) for part in parts):
-        raise ValueError(
-            f"FrameConvNet: {type(bottom).__name__} does not give its layers; timm's models with "
-            "`forward_intermediates` do, as resnet18 or tf_efficientnet_lite0."
-        )
-    return list(bottom.feature_info), bottom.pretrained_cfg
-
-
-def _check(distance: int, size: int, border: int, kernel: int) -> None:
-    """Checks that places of filters fit an image and its border."""
-    if size % distance or border % distance or not 0 <= 2 * border < size:
-        raise ValueError(
-            f"FrameConvNet: `size` and `border` must be multiples of {distance} pixels, the "
-            f"distance of the places of its last layer, and the border less than half of the "
-            f"size, got {size} and {border}."
-        )
-    if kernel % 2 == 0 or not 0 < kernel < 2 * border + 2:
-        raise ValueError(
-            f"FrameConvNet: `kernel` must be odd and at most {2 * border + 1}, got {kernel}."
-        )

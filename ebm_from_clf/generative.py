@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .energy import ClassifierEnergy
-from .frame import FrameConvNet, one_class_config
+from .frame import FrameConvNet
 from .modes import sharing
+from .one_class import one_class_config
 from .reference import WhiteNoise
 from .space import PixelSpace
 from .start import ReferenceStart

@@ -93,6 +93,18 @@ class Langevin:
             return "none: the energy is descended"
         return "p" if self.temperature == 1 else f"p at the temperature {self.temperature:g}"
 
+    def equivalent(self, gain: float) -> dict[str, float | None]:
+        r"""Returns the T = 1 model that the chains sample.
+
+        Of the scale of A, the gain and T only two are independent: :math:`\exp(-U/T)` is the
+        model with :math:`\sqrt{T} A` for A and :math:`\gamma / T` for the gain.
+
+        Arguments:
+            gain: The gain of the energy. At T = 0 there is no such model, and it is `None`.
+        """
+        t = self.temperature
+        return {"gain": gain / t if t else None, "scale_factor": math.sqrt(t)}
+
     def check_factors(self, n_classes: int | None) -> None:
         """Checks that there is a factor on the step of each class, if there are any.
 

@@ -23,9 +23,10 @@ from .folders import write_json
 from .gallery import write_samples
 from .judge import Judge
 from .machine import machine
+from .progress import Progress, silent
 from .recipe import Recipe
 from .report import write_report
-from .run import Progress, finetune_recipe, silent
+from .run import finetune_recipe
 from .sample import Samples, join, n_steps
 from .space import PixelSpace
 

@@ -7,11 +7,9 @@ leaves `diverged.json` instead.
 """
 
 __all__ = [
-    "Progress",
     "create_for",
     "finetune_recipe",
     "pretrain",
-    "silent",
 ]
 
 import time
@@ -38,22 +36,11 @@ from .freeze import chosen
 from .generative import GenerativeConvNet
 from .labels import by_name, check_labels
 from .machine import machine
+from .progress import Progress, silent
 from .recipe import Recipe
 from .resume import AGAIN, fingerprints, forget, left_state, note_diverged, prepare
 from .space import PixelSpace
 from .trail import CHAINS, STATE
-
-Progress = Callable[[str, int], Callable[[int], None]]
-
-
-def silent(title: str, total: int) -> Callable[[int], None]:
-    """Shows no progress; see `Progress`: given a title and a total, returns what advances it.
-
-    Arguments:
-        title: What is going on.
-        total: How many steps it has.
-    """
-    return lambda n: None
 
 
 @dataclass(frozen=True)
@@ -150,7 +137,7 @@ def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[st
         "faults": tuner.guard.actions,
         "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
         "chains_begun_at_data": tuner.journal.lines[-1]["begun_at_data"],
-        "equivalent": tuner.energy.equivalent(recipe.finetune.sampler.temperature),
+        "equivalent": recipe.finetune.sampler.equivalent(tuner.energy.gain),
         "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
         "seconds_tuning": round(tuner.seconds, 1),
     } | machine()

@@ -4,10 +4,31 @@ The j-th image of a class in the batch takes entry j of a random permutation of 
 class, so that no chain is drawn twice and each is drawn equally often.
 """
 
-__all__ = ["distinct"]
+__all__ = ["Draw", "distinct", "own"]
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Draw(NamedTuple):
+    """Chains taken from the store.
+
+    Arguments:
+        u: The states, whitened, with shape (B, C, H, W).
+        y: Their classes, with shape (B).
+        slot: Their slots within the class, with shape (B).
+        fresh: Whether each was just begun, with shape (B).
+        own: The indices of those that have a slot, if some have none; `None` for all. The slot
+            of one that has none is -1.
+    """
+
+    u: Tensor
+    y: Tensor
+    slot: Tensor
+    fresh: Tensor
+    own: Tensor | None = None
 
 
 def distinct(
@@ -43,3 +64,14 @@ def distinct(
     slot = key.to(y.device).argsort(1)[inverse, rank.clamp_max(n - 1)]
     slot = torch.where(rank < n, slot, -1)
     return slot, (slot >= 0).nonzero().flatten()
+
+
+def own(draw: Draw, *tensors: Tensor) -> list[Tensor]:
+    """Returns class, slot, and what else is given, of the chains of a draw that have a slot.
+
+    Arguments:
+        draw: The draw.
+        tensors: One value of each of its chains.
+    """
+    every = (draw.y, draw.slot, *tensors)
+    return [t if draw.own is None else t[draw.own] for t in every]

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from .energy import ClassifierEnergy
 from .errors import UsageError
+from .gauge import check_classes
 from .modes import frozen
 
 Switches = Literal["gradient", "deconvnet", "guided"]
@@ -77,7 +78,7 @@ def topdown(
     if switches not in get_args(Switches):
         raise ValueError(f"topdown: `switches` is {get_args(Switches)}, got {switches!r}.")
     energy.space.check(x)
-    energy.check_classes(y, len(x))
+    check_classes(y, len(x), energy.n_classes)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         x = x.detach().clone().requires_grad_()
         with _Rectifiers(switches) as met:

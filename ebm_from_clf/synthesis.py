@@ -16,12 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .chains import ChainStore, Draw
+from .chains import ChainStore
 from .drift import Trace
 from .energy import ClassifierEnergy
 from .langevin import Langevin
 from .marginal import Marginal
 from .replay import Recorder
+from .slots import Draw
 from .stride import Stride
 from .swift import Swift, for_chains
 

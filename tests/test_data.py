@@ -21,7 +21,7 @@ from ebm_from_clf.data import Augment, Images, gather, load_data
 from ebm_from_clf.folder import FORMATS, ImageFolder, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
-from ebm_from_clf.recipe import ReferenceSettings
+from ebm_from_clf.reference_settings import ReferenceSettings
 
 
 def pixels(images):

@@ -24,7 +24,8 @@ from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.convert import create_classifier
 from ebm_from_clf.frame import TURN, FrameConvNet
 from ebm_from_clf.generative import enlarged
-from ebm_from_clf.recipe import ClassifierSettings, DataSettings, Recipe, ReferenceSettings
+from ebm_from_clf.recipe import ClassifierSettings, DataSettings, Recipe
+from ebm_from_clf.reference_settings import ReferenceSettings
 from ebm_from_clf.run import create_for
 from ebm_from_clf.stationary import StationaryGaussian
 from ebm_from_clf.texture import exemplar

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from ebm_from_clf.chains import Draw
 from ebm_from_clf.contrastive import Terms
 from ebm_from_clf.journal import Journal
+from ebm_from_clf.slots import Draw
 from ebm_from_clf.synthesis import Synthesized
 
 NONE = (False, False)

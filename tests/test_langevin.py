@@ -252,7 +252,7 @@ def test_drift_is_minus_the_gradient_of_the_energy(gauge):
 def test_temperature_and_gain_are_one_parameter():
     """(A, gain, T) and (sqrt(T) A, gain / T, 1) give the same images from the same noise."""
     cold = toys.smooth(gain=2.0)
-    found = cold.equivalent(0.3)
+    found = Langevin(temperature=0.3).equivalent(cold.gain)
     ref = cold.reference
     scaled = type(ref)(ref.mean, ref.scale * found["scale_factor"], ref.amplitude, ref.color)
     warm = ClassifierEnergy(cold.classifier, scaled, cold.space, gain=found["gain"])

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
-    ["errors", "lead", "mapped", "modes", "noise", "restart", "slots", "stride"],
+    ["errors", "lead", "mapped", "modes", "noise", "one_class", "restart", "slots", "stride"],
     ["curriculum", "drift", "fold", "frame", "graph", "reference", "smooth", "space"],
     ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
@@ -23,7 +23,7 @@ FLOORS = [
     ["denoise", "objective", "replay", "untrained"],
     ["synthesis"],
     ["contrastive", "theory"],
-    ["batches", "fault", "folders", "machine", "parts"],
+    ["batches", "fault", "folders", "machine", "parts", "progress"],
     [
         "demo",
         "doctor",
@@ -38,7 +38,15 @@ FLOORS = [
     ],
     ["blend", "convert", "guard", "request", "texture", "trail"],
     ["data"],
-    ["chain_settings", "classify", "checkpoint", "evaluate", "judge", "sample"],
+    [
+        "chain_settings",
+        "classify",
+        "checkpoint",
+        "evaluate",
+        "judge",
+        "reference_settings",
+        "sample",
+    ],
     ["settings"],
     ["descent", "edit", "gallery"],
     ["learner"],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ebm_from_clf.recipe import ReferenceSettings
+from ebm_from_clf.reference_settings import ReferenceSettings
 from ebm_from_clf.stationary import StationaryGaussian
 
 COLOR = torch.tensor([[0.04, 0.03, 0.02], [0.03, 0.05, 0.03], [0.02, 0.03, 0.04]])

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..drift import energy_and_score
 from ..energy import ClassifierEnergy
 from ..errors import Diverged
+from ..gauge import check_classes
 from ..langevin import Langevin
 from ..modes import frozen
 from ..support import confine
@@ -109,7 +110,7 @@ def descend(
         Diverged: If chains leave the finite numbers.
     """
     check_images("descend", u)
-    energy.check_classes(y, len(u))
+    check_classes(y, len(u), energy.n_classes)
     if n_polish < 0:
         raise ValueError(f"descend: `n_polish` must be 0 or more, got {n_polish}.")
     if energy.kept is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
+from ..gauge import check_classes
 from ..graph import Choice, Graph, Pattern, down, reach, read, respond, secants
 from .census import Census, census
 
@@ -164,7 +165,7 @@ class Structure:
 
     def _weights(self, y: Tensor) -> Tensor:
         """Returns the weights of the logits in the tilt, with shape (B, K)."""
-        self.energy.check_classes(y, len(self.u))
+        check_classes(y, len(self.u), self.energy.n_classes)
         if self.energy.gauge == "log_softmax":
             raise ValueError(
                 "structure: the gauge log_softmax is not linear in the logits, so that its "

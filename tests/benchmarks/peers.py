@@ -36,8 +36,9 @@ from ebm_from_clf.judge import Judge
 from ebm_from_clf.machine import machine
 from ebm_from_clf.modes import sharing
 from ebm_from_clf.pictures import grid
+from ebm_from_clf.progress import silent
 from ebm_from_clf.quickstart import train_judge
-from ebm_from_clf.run import create_for, pretrain, silent
+from ebm_from_clf.run import create_for, pretrain
 from ebm_from_clf.sample import draw, n_steps
 
 OURS = ["mnist5k", "cross-entropy", "peers/jem", "peers/sada_jem", "peers/dat"]
