@@ -6,7 +6,8 @@ class for its whole life: slot s of class c is drawn, moved and written back in 
 probability r a drawn chain is begun anew, so that the store never forgets how to get from the
 start to the data. A new chain makes b steps before it counts: counted at once, it is a negative
 that can never be good enough, and the energy grows ever steeper where chains start. K steps a draw
-make chains :math:`b + K / r` steps long on average.
+make chains :math:`b + K / r` steps long on average. How far a chain has gone is its time, the sum
+of the squares of its steps, over that of the longest step that they may have.
 
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
 two rates, each slot has its own (see :mod:`ebm_from_clf.restart`), and r above is their mean.
@@ -65,6 +66,7 @@ class ChainStore(nn.Module):
 
     state: Tensor
     age: Tensor
+    time: Tensor
     rate: Tensor
     written: Tensor
     stamp: Tensor | None
@@ -100,6 +102,7 @@ class ChainStore(nn.Module):
         dtype, device = getattr(torch, storage), reference.mean.device
         self.register_buffer("rate", rate.to(device), persistent=False)
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=device))
+        self.register_buffer("time", torch.zeros(shape[:2], device=device))
         if file is None:
             self.register_buffer("state", torch.zeros(shape, dtype=dtype, device=device))
             self.register_load_state_dict_pre_hook(_check_storage)
@@ -148,17 +151,19 @@ class ChainStore(nn.Module):
         fresh = (self.age[y, slot] == 0) | (slot < 0) | anew
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
-        return Draw(u, y, slot, fresh, own)
+        time = torch.where(fresh, 0.0, self.time[y, slot])
+        return Draw(u, y, slot, fresh, time, own)
 
-    def write(self, draw: Draw, u: Tensor) -> None:
+    def write(self, draw: Draw, u: Tensor, time: Tensor | float = 0.0) -> None:
         """Writes moved chains back to the slots that they were drawn from.
 
         Arguments:
             draw: What :meth:`draw` gave.
             u: Their new states, with the shape of `draw.u`.
+            time: How far each has gone on, with shape (B).
         """
-        y, slot, fresh, u = own(draw, draw.fresh, u)
-        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1))
+        y, slot, fresh, u, time = own(draw, draw.fresh, u, draw.time + time)
+        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1), time)
 
     def begin_at(self, draw: Draw, where: Tensor, u: Tensor) -> None:
         """Lets some chains go on from other states when they are drawn next.
@@ -171,12 +176,13 @@ class ChainStore(nn.Module):
         y, slot, where, u = own(draw, where, u)
         if self.stamp is not None:
             some = where.nonzero().flatten()
-            self._put(y[some], slot[some], u[some], torch.ones_like(some))
+            self._put(y[some], slot[some], u[some], torch.ones_like(some), self.burn_in)
             return
         # Without waiting for the device.
         at = self._at(y, slot)
         self.state[at] = torch.where(where.view(-1, 1, 1, 1), self._pack(u), self.state[at])
         self.age[at] = torch.where(where, 1, self.age[at])
+        self.time[at] = torch.where(where, self.burn_in, self.time[at])
 
     def begin_anew(self, draw: Draw, where: Tensor) -> None:
         """Begins some chains anew when they are drawn next.
@@ -207,15 +213,15 @@ class ChainStore(nn.Module):
         begun = torch.cat([self.age[c, :n] for c in classes]) > 0
         return torch.where(begun[:, None, None, None], x, reference.mean)
 
-    def _put(self, y: Tensor, slot: Tensor, u: Tensor, age: Tensor) -> None:
-        """Writes states and ages."""
+    def _put(self, y: Tensor, slot: Tensor, u: Tensor, age: Tensor, time: Tensor | float) -> None:
+        """Writes states, ages and times."""
         at = self._at(y, slot)
         if self.stamp is not None:
             # Before the state: if the process ends in between, the chain must not pass for old.
             self.clock += 1
             self.stamp[at] = self.written[y, slot] = self.clock
         self.state[at] = self._pack(u).to(self.state.device)
-        self.age[y, slot] = age
+        self.age[y, slot], self.time[y, slot] = age, time
 
     def _at(self, y: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where chains lie, as an index on the device of the states."""

@@ -37,12 +37,14 @@ class Synthesized(NamedTuple):
             of the reference, with shape (B).
         stiffness: The mean stiffness of their steps, with shape (B); see
             :mod:`ebm_from_clf.stride`. NaN where it is not known, as after a single step.
+        counts: Which of them have gone far enough to be contrasted, with shape (B).
     """
 
     images: Tensor
     draw: Draw
     moved: Tensor
     stiffness: Tensor
+    counts: Tensor
 
 
 class Synthesizer:
@@ -143,12 +145,16 @@ class Synthesizer:
             u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
         before = u
         u, trace = self.sampler(energy, u, y, generator=self.generator)
-        self.chains.write(draw, u)
+        # In steps of the longest length: shorter ones, of a steep energy, do not get as far.
+        pace = torch.as_tensor(self.sampler.lengths(y) / self._longest).to(draw.time) ** 2
+        time = pace * (self.sampler.n_steps + self.chains.burn_in * fresh)
+        self.chains.write(draw, u, time)
+        counts = draw.time + time >= self.chains.burn_in
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         stiffness = self._stiffness(trace, y)
         if self.stride.note(stiffness, 0 * y if self.joint else y, self._longest):
             self.follow()
-        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
+        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness, counts)
 
     def _stiffness(self, trace: Trace, y: Tensor) -> Tensor:
         """Returns the stiffness of chains, with shape (B), NaN where it is not known."""

@@ -278,7 +278,7 @@ def test_a_thousand_classes_of_photographs_fit(tmp_path):
     # Eight images are 1.2 MB; a page that was touched takes up room in the file.
     assert chains.state.nbytes > 1.5e9
     assert os.stat(tmp_path / "chains").st_blocks * 512 < 10e6
-    assert set(chains.state_dict()) == {"age", "written"}
+    assert set(chains.state_dict()) == {"age", "time", "written"}
 
 
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path):
