@@ -6,8 +6,9 @@ class for its whole life: slot s of class c is drawn, moved and written back in 
 probability r a drawn chain is begun anew, so that the store never forgets how to get from the
 start to the data. A new chain makes b steps before it counts: counted at once, it is a negative
 that can never be good enough, and the energy grows ever steeper where chains start. K steps a draw
-make chains :math:`b + K / r` steps long on average. How far a chain has gone is its time, the sum
-of the squares of its steps, over that of the longest step that they may have.
+make chains :math:`b + K / r` steps long on average. Chains of a class with shorter steps do not
+get as far: n steps of length e take the time :math:`n e^2 / e_{max}^2`, and a chain counts, and
+may be begun anew, from a time of b on.
 
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
 two rates, each slot has its own (see :mod:`ebm_from_clf.restart`), and r above is their mean.
@@ -147,23 +148,24 @@ class ChainStore(nn.Module):
         reference, start = self._held
         slot, own = distinct(y, (self.n_classes, self.per_class), generator)
         u = self._unpack(self.state[self._at(y, slot)].to(self.age.device), generator)
-        anew = restarts(self.rate[slot], generator)
+        anew = restarts(self.rate[slot], generator) & (self.time[y, slot] >= self.burn_in)
         fresh = (self.age[y, slot] == 0) | (slot < 0) | anew
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
         time = torch.where(fresh, 0.0, self.time[y, slot])
         return Draw(u, y, slot, fresh, time, own)
 
-    def write(self, draw: Draw, u: Tensor, time: Tensor | float = 0.0) -> None:
+    def write(self, draw: Draw, u: Tensor, time: Tensor | None = None) -> None:
         """Writes moved chains back to the slots that they were drawn from.
 
         Arguments:
             draw: What :meth:`draw` gave.
             u: Their new states, with the shape of `draw.u`.
-            time: How far each has gone on, with shape (B).
+            time: How far each has gone on, with shape (B). `None` for as far as the burn-in.
         """
-        y, slot, fresh, u, time = own(draw, draw.fresh, u, draw.time + time)
-        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1), time)
+        gone = draw.time + (self.burn_in if time is None else time)
+        y, slot, fresh, u, gone = own(draw, draw.fresh, u, gone)
+        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1), gone)
 
     def begin_at(self, draw: Draw, where: Tensor, u: Tensor) -> None:
         """Lets some chains go on from other states when they are drawn next.

@@ -145,8 +145,8 @@ class Synthesizer:
             u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
         before = u
         u, trace = self.sampler(energy, u, y, generator=self.generator)
-        # In steps of the longest length: shorter ones, of a steep energy, do not get as far.
-        pace = torch.as_tensor(self.sampler.lengths(y) / self._longest).to(draw.time) ** 2
+        # In steps of the longest length: shorter ones, of a steep class, do not get as far.
+        pace = torch.as_tensor(self.sampler.lengths(y) / self.sampler.step_size).to(draw.time) ** 2
         time = pace * (self.sampler.n_steps + self.chains.burn_in * fresh)
         self.chains.write(draw, u, time)
         counts = draw.time + time >= self.chains.burn_in

@@ -130,7 +130,7 @@ def test_restarts_leave_their_closed_form_bias(restart_rate):
 
 def test_each_slot_is_begun_anew_at_its_own_rate():
     chains, g, many = store(1, restart_rate=(0.5, 0.02)), toys.seeded(7), 4000
-    chains.age += 1
+    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
     y, n = torch.zeros(10).long(), torch.zeros(2, 20)
     for _ in range(many):
         draw = chains.draw(y, generator=g)
@@ -149,7 +149,7 @@ def test_each_slot_is_begun_anew_at_its_own_rate():
 
 def test_a_batch_of_one_rate_has_restarts_of_one_number():
     chains, g = store(1, restart_rate=0.25), toys.seeded(8)
-    chains.age += 1
+    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
     y = torch.zeros(8).long()
     assert {int(chains.draw(y, generator=g).fresh.sum()) for _ in range(200)} == {2}
 
@@ -173,7 +173,7 @@ def test_a_state_of_another_storage_is_refused():
 
 def test_a_surplus_begins_at_the_start_and_is_forgotten():
     chains, g = store(restart_rate=0.0), toys.seeded(9)
-    chains.age += 1
+    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
     y = torch.tensor([1] * 25 + [0] * 3 + [1] * 5)
     draw = chains.draw(y, generator=g)
     surplus = draw.slot < 0

@@ -46,6 +46,18 @@ def test_all_count_without_a_burn_in_or_with_the_longest_steps(options):
     assert counted(gen_of(**options), 3) == [[True] * 3] * 2
 
 
+def test_a_chain_on_its_way_is_not_begun_anew():
+    """Or else those of short steps, which are drawn often before they count, never would."""
+    gen, found = gen_of(), []
+    gen.chains.rate.fill_(1.0)
+    for _ in range(17):
+        made = gen.synthesize(torch.arange(2).repeat_interleave(gen.chains.per_class))
+        found.append(made.draw.fresh.unflatten(0, (2, -1))[:, 0])
+    short, full = torch.stack(found).T.tolist()
+    assert full == [True] * 17
+    assert short == [True] + [False] * 7 + [True] + [False] * 7 + [True]
+
+
 def test_a_step_that_is_given_back_counts_as_long_from_there_on():
     gen = gen_of()
     short, _ = counted(gen, 3)
