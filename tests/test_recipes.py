@@ -58,7 +58,6 @@ def test_keys_are_fields(path):
         "mnist5k",
         "mnist5k_steady",
         "patches",
-        pytest.param("patches_fine", marks=pytest.mark.slow),
         "digits8x8",
         "texture",
         "texture_fine",
