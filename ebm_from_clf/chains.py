@@ -6,9 +6,7 @@ class for its whole life: slot s of class c is drawn, moved and written back in 
 probability r a drawn chain is begun anew, so that the store never forgets how to get from the
 start to the data. A new chain makes b steps before it counts: counted at once, it is a negative
 that can never be good enough, and the energy grows ever steeper where chains start. K steps a draw
-make chains :math:`b + K / r` steps long on average. Chains of a class with shorter steps do not
-get as far: n steps of length e take the time :math:`n e^2 / e_{max}^2`, and a chain counts, and
-may be begun anew, from a time of b on.
+make chains :math:`b + K / r` steps long on average.
 
 With one r all chains are short, and what is learned holds for chains of that length alone. Given
 two rates, each slot has its own (see :mod:`ebm_from_clf.restart`), and r above is their mean.
@@ -67,7 +65,6 @@ class ChainStore(nn.Module):
 
     state: Tensor
     age: Tensor
-    time: Tensor
     rate: Tensor
     written: Tensor
     stamp: Tensor | None
@@ -103,7 +100,6 @@ class ChainStore(nn.Module):
         dtype, device = getattr(torch, storage), reference.mean.device
         self.register_buffer("rate", rate.to(device), persistent=False)
         self.register_buffer("age", torch.zeros(shape[:2], dtype=torch.int64, device=device))
-        self.register_buffer("time", torch.zeros(shape[:2], device=device))
         if file is None:
             self.register_buffer("state", torch.zeros(shape, dtype=dtype, device=device))
             self.register_load_state_dict_pre_hook(_check_storage)
@@ -146,26 +142,23 @@ class ChainStore(nn.Module):
             ValueError: If a class does not exist.
         """
         reference, start = self._held
-        slot, own = distinct(y, (self.n_classes, self.per_class), generator)
+        slot, owned = distinct(y, (self.n_classes, self.per_class), generator)
         u = self._unpack(self.state[self._at(y, slot)].to(self.age.device), generator)
-        anew = restarts(self.rate[slot], generator) & (self.time[y, slot] >= self.burn_in)
+        anew = restarts(self.rate[slot], generator)
         fresh = (self.age[y, slot] == 0) | (slot < 0) | anew
         if fresh.any():
             u[fresh] = reference.encode(start(y[fresh], generator=generator))
-        time = torch.where(fresh, 0.0, self.time[y, slot])
-        return Draw(u, y, slot, fresh, time, own)
+        return Draw(u, y, slot, fresh, owned)
 
-    def write(self, draw: Draw, u: Tensor, time: Tensor | None = None) -> None:
+    def write(self, draw: Draw, u: Tensor) -> None:
         """Writes moved chains back to the slots that they were drawn from.
 
         Arguments:
             draw: What :meth:`draw` gave.
             u: Their new states, with the shape of `draw.u`.
-            time: How far each has gone on, with shape (B). `None` for as far as the burn-in.
         """
-        gone = draw.time + (self.burn_in if time is None else time)
-        y, slot, fresh, u, gone = own(draw, draw.fresh, u, gone)
-        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1), gone)
+        y, slot, fresh, u = own(draw, draw.fresh, u)
+        self._put(y, slot, u, torch.where(fresh, 1, self.age[y, slot] + 1))
 
     def begin_at(self, draw: Draw, where: Tensor, u: Tensor) -> None:
         """Lets some chains go on from other states when they are drawn next.
@@ -178,13 +171,12 @@ class ChainStore(nn.Module):
         y, slot, where, u = own(draw, where, u)
         if self.stamp is not None:
             some = where.nonzero().flatten()
-            self._put(y[some], slot[some], u[some], torch.ones_like(some), self.burn_in)
+            self._put(y[some], slot[some], u[some], torch.ones_like(some))
             return
         # Without waiting for the device.
         at = self._at(y, slot)
         self.state[at] = torch.where(where.view(-1, 1, 1, 1), self._pack(u), self.state[at])
         self.age[at] = torch.where(where, 1, self.age[at])
-        self.time[at] = torch.where(where, self.burn_in, self.time[at])
 
     def begin_anew(self, draw: Draw, where: Tensor) -> None:
         """Begins some chains anew when they are drawn next.
@@ -215,15 +207,15 @@ class ChainStore(nn.Module):
         begun = torch.cat([self.age[c, :n] for c in classes]) > 0
         return torch.where(begun[:, None, None, None], x, reference.mean)
 
-    def _put(self, y: Tensor, slot: Tensor, u: Tensor, age: Tensor, time: Tensor | float) -> None:
-        """Writes states, ages and times."""
+    def _put(self, y: Tensor, slot: Tensor, u: Tensor, age: Tensor) -> None:
+        """Writes states and ages."""
         at = self._at(y, slot)
         if self.stamp is not None:
             # Before the state: if the process ends in between, the chain must not pass for old.
             self.clock += 1
             self.stamp[at] = self.written[y, slot] = self.clock
         self.state[at] = self._pack(u).to(self.state.device)
-        self.age[y, slot], self.time[y, slot] = age, time
+        self.age[y, slot] = age
 
     def _at(self, y: Tensor, slot: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where chains lie, as an index on the device of the states."""

@@ -40,8 +40,7 @@ class Terms(NamedTuple):
         cross_entropy: The cross-entropy on the clean images where the objective moved them to,
             0 without any.
         observed: The scores of the observed images, detached, with shape (N).
-        synthesized: The scores of the synthesized images, detached, with shape (N); those of the
-            observed ones where they do not count.
+        synthesized: The scores of the synthesized images, detached, with shape (N).
         hits: The fraction of those images classified right.
     """
 
@@ -133,7 +132,7 @@ class Contrastive(nn.Module):
             raise ValueError("Contrastive: the batch is empty. Give at least one image.")
         y = y.long()
         synthesized = self.synthesize(y)
-        terms = self.terms(x, y, synthesized.images, counts=synthesized.counts)
+        terms = self.terms(x, y, synthesized.images)
         self.begin_at_data(x, synthesized.draw, terms)
         # A network that was astray once must not leave its chains behind.
         self.chains.begin_anew(synthesized.draw, ~terms.synthesized.isfinite())
@@ -208,7 +207,6 @@ class Contrastive(nn.Module):
         synthesized: Tensor,
         clean: tuple[Tensor, Tensor] | None = None,
         *,
-        counts: Tensor | None = None,
         classify: nn.Module | None = None,
     ) -> Terms:
         """Returns the parts of the loss, from one forward of all images together.
@@ -220,8 +218,6 @@ class Contrastive(nn.Module):
             y: Their class indices, with shape (B).
             synthesized: Synthesized images of the same classes, with the shape of x.
             clean: Images and labels for the cross-entropy, augmented as you like.
-            counts: Which of the synthesized images are contrasted, with those of x at their
-                places, a bool tensor of shape (B). `None` for all.
             classify: The network to differentiate, if it is a wrapper of the classifier (as
                 `DistributedDataParallel` is). `None` for the classifier itself.
         """
@@ -237,10 +233,6 @@ class Contrastive(nn.Module):
         cross_entropy, hits = logits.new_zeros(()), logits.new_zeros(())
         if clean is not None:
             cross_entropy, hits = self.objective.classification(logits[2 * n :], clean[1])
-        if counts is not None:
-            # No gap and no gradient: chains on their way say nothing of the model yet.
-            now = observed.detach()
-            observed, synthetic = (torch.where(counts, f, now) for f in (observed, synthetic))
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
 

@@ -3,8 +3,7 @@ r"""The log of a run: some updates make one line of numbers, brought to the host
 The gap is :math:`\bar f(x) - \bar f(\tilde x)`, observed minus synthesized; near 0 in a healthy
 run. `auc` is the probability that an observed image scores higher than a synthesized one, .5 where
 the two cannot be told apart. `accuracy`, `mean_gap`, `auc`, `moved`, `stiffness` (95 % of the
-chains have no more), `lost`, `saturated` and `counted`, the fraction of chains that have gone far
-enough to be contrasted (others have no gap), are means over the updates of a line, `worst` is the
+chains have no more), `lost` and `saturated` are means over the updates of a line, `worst` is the
 largest score or loss of any of them and `gradient` the largest norm; the others are of the last
 one. Counted since the beginning are lost chains, `begun_anew`, and those that went on from images
 that none had got to, `begun_at_data` (see :mod:`ebm_from_clf.lead`). Beside them stands the class
@@ -31,10 +30,7 @@ from .fault import SURE
 from .synthesis import Synthesized
 
 Line = dict[str, Any]
-MEANS = (
-    *("accuracy", "auc", "moved", "stiffness"),
-    *("lost", "saturated", "saturated_observed", "counted"),
-)
+MEANS = ("accuracy", "auc", "moved", "stiffness", "lost", "saturated", "saturated_observed")
 FORGET = 0.97
 KNOWN = 1 - FORGET**20
 
@@ -76,7 +72,6 @@ class Journal:
             gradient: The norm of the gradient.
         """
         observed, synthetic, images = terms.observed, terms.synthesized, synthesized.images
-        counts = synthesized.counts
         gap = (observed - synthetic).detach().float()
         row = (
             terms.contrast,
@@ -90,19 +85,18 @@ class Journal:
             synthesized.stiffness.nanquantile(0.95),
             lost.float().mean(),
             *(((v <= 0) | (v >= 1)).float().mean() for v in (images, x)),
-            counts.float().mean(),
             lost.sum().float(),
             ahead.sum().float(),
             gap.var(correction=0) / max(len(gap) - 1, 1),
         )
         self._pending.append(torch.stack(row).detach())
-        self._follow(synthesized.draw.y, gap, counts.to(gap))
+        self._follow(synthesized.draw.y, gap)
 
-    def _follow(self, y: torch.Tensor, gap: torch.Tensor, counts: torch.Tensor) -> None:
+    def _follow(self, y: torch.Tensor, gap: torch.Tensor) -> None:
         """Takes the gaps of a batch into those of their classes."""
         self._gaps = self._gaps.to(y.device)
         sums = gap.new_zeros(3, self._gaps.shape[1]).index_add_(
-            1, y, torch.stack([gap, gap.square(), counts])
+            1, y, torch.stack([gap, gap.square(), torch.ones_like(gap)])
         )
         keep, count = FORGET ** sums[2], sums[2].clamp_min(1)
         weight = (1 - keep) / count

@@ -109,7 +109,7 @@ class Langevin:
         """Checks that there is a factor on the step of each class, if there are any.
 
         Arguments:
-            n_classes: The number of classes; `None` where it is not known.
+            n_classes: The number of classes, 1 for all together; `None` where it is not known.
 
         Raises:
             ValueError: If there are more or fewer.
@@ -117,8 +117,8 @@ class Langevin:
         n = len(self.step_factors or ())
         if n and n_classes not in (n, None):
             raise ValueError(
-                f"Langevin: {n} `step_factors` for steps of {n_classes} lengths. Give one for "
-                "each class, or None."
+                f"Langevin: {n} `step_factors` for steps of {n_classes} lengths. Give as many, "
+                "or None."
             )
 
     def lengths(self, y: Tensor) -> Tensor | float:

@@ -113,14 +113,7 @@ class Learner:
         """
         synthesized = self.gen.synthesize(y)
         with self.descent.held():
-            terms = self.gen.terms(
-                x,
-                y,
-                synthesized.images,
-                clean,
-                counts=synthesized.counts,
-                classify=self.descent.wrapped,
-            )
+            terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
             loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
             gradient = self.descent.step(loss, at, rate)
         ahead = self.gen.begin_at_data(x, synthesized.draw, terms)

@@ -76,13 +76,15 @@ def finetune_recipe(
 
     Raises:
         UsageError: If the folder is taken or something in the recipe cannot be used.
+        ValueError: If its sampler has steps for another number of classes.
         Diverged: If the fine-tuning diverged; the log stays, no model is written.
     """
     classifier, space = create_for(recipe)
     # A wrong name would otherwise be found only after the classifier was trained.
     chosen(classifier, recipe.finetune.freeze)
-    if recipe.finetune.objective.scores == "class":
-        recipe.finetune.sampler.check_factors(getattr(classifier, "num_classes", None))
+    joint = recipe.finetune.objective.scores == "joint"
+    lengths = 1 if joint else getattr(classifier, "num_classes", None)
+    recipe.finetune.sampler.check_factors(lengths)
     train, test = recipe.load("train", space), recipe.load("test", space)
     for part in (train, test):
         by_name(part, class_names(classifier))

@@ -20,7 +20,6 @@ class Draw(NamedTuple):
         y: Their classes, with shape (B).
         slot: Their slots within the class, with shape (B).
         fresh: Whether each was just begun, with shape (B).
-        time: How far each has gone since it began, with shape (B); see :class:`ChainStore`.
         own: The indices of those that have a slot, if some have none; `None` for all. The slot
             of one that has none is -1.
     """
@@ -29,7 +28,6 @@ class Draw(NamedTuple):
     y: Tensor
     slot: Tensor
     fresh: Tensor
-    time: Tensor
     own: Tensor | None = None
 
 

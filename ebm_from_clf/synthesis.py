@@ -5,6 +5,10 @@ r"""Chains of a batch: what Algorithm 1 of the paper synthesizes at each update.
 One chain of each observed class is taken from the store, moved by a few such steps at the least
 cost of a pass, and put back. Steps are as long as the energy lets them be, see
 :mod:`ebm_from_clf.stride`.
+
+A new chain first makes :math:`b \, e_m / e` steps of length e, where b is the burn-in and e_m the
+median length over classes. With b steps of its own a chain of a steep class would not get as far:
+a negative that can never be good enough, so that its energy gets steeper and its steps shorter.
 """
 
 __all__ = ["Synthesized", "Synthesizer"]
@@ -26,6 +30,9 @@ from .slots import Draw
 from .stride import Stride
 from .swift import Swift, for_chains
 
+# A burn-in is made longer by so much at most.
+FARTHEST = 5.0
+
 
 class Synthesized(NamedTuple):
     """Chains of a batch after their steps.
@@ -37,14 +44,12 @@ class Synthesized(NamedTuple):
             of the reference, with shape (B).
         stiffness: The mean stiffness of their steps, with shape (B); see
             :mod:`ebm_from_clf.stride`. NaN where it is not known, as after a single step.
-        counts: Which of them have gone far enough to be contrasted, with shape (B).
     """
 
     images: Tensor
     draw: Draw
     moved: Tensor
     stiffness: Tensor
-    counts: Tensor
 
 
 class Synthesizer:
@@ -141,20 +146,28 @@ class Synthesizer:
         u, fresh = draw.u, draw.fresh
         energy = self.chain_energy()
         if self.chains.burn_in and fresh.any():
-            first = replace(self.sampler, n_steps=self.chains.burn_in)
-            u[fresh], _ = first(energy, u[fresh], y[fresh], generator=self.generator)
+            u[fresh] = self._burnt_in(energy, u[fresh], y[fresh])
         before = u
         u, trace = self.sampler(energy, u, y, generator=self.generator)
-        # In steps of the longest length: shorter ones, of a steep class, do not get as far.
-        pace = torch.as_tensor(self.sampler.lengths(y) / self.sampler.step_size).to(draw.time) ** 2
-        time = pace * (self.sampler.n_steps + self.chains.burn_in * fresh)
-        self.chains.write(draw, u, time)
-        counts = draw.time + time >= self.chains.burn_in
+        self.chains.write(draw, u)
         moved = (u - before).flatten(1).square().mean(1).sqrt()
         stiffness = self._stiffness(trace, y)
         if self.stride.note(stiffness, 0 * y if self.joint else y, self._longest):
             self.follow()
-        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness, counts)
+        return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
+
+    def _burnt_in(self, energy: nn.Module, u: Tensor, y: Tensor) -> Tensor:
+        """Returns new chains after their burn-in, with the shape of u."""
+        factors = torch.tensor(self.sampler.step_factors or (1.0,)).to(y.device)
+        more = (factors.quantile(0.5) / factors).clamp(1, FARTHEST)
+        each = (self.chains.burn_in * more).round().long()
+        n_steps, done = each[y] if len(each) > 1 else each.expand(len(y)), 0
+        for n in n_steps.unique().tolist():
+            rest = n_steps >= n
+            first = replace(self.sampler, n_steps=n - done)
+            u[rest], _ = first(energy, u[rest], y[rest], generator=self.generator)
+            done = n
+        return u
 
     def _stiffness(self, trace: Trace, y: Tensor) -> Tensor:
         """Returns the stiffness of chains, with shape (B), NaN where it is not known."""

@@ -130,7 +130,7 @@ def test_restarts_leave_their_closed_form_bias(restart_rate):
 
 def test_each_slot_is_begun_anew_at_its_own_rate():
     chains, g, many = store(1, restart_rate=(0.5, 0.02)), toys.seeded(7), 4000
-    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
+    chains.age += 1
     y, n = torch.zeros(10).long(), torch.zeros(2, 20)
     for _ in range(many):
         draw = chains.draw(y, generator=g)
@@ -149,7 +149,7 @@ def test_each_slot_is_begun_anew_at_its_own_rate():
 
 def test_a_batch_of_one_rate_has_restarts_of_one_number():
     chains, g = store(1, restart_rate=0.25), toys.seeded(8)
-    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
+    chains.age += 1
     y = torch.zeros(8).long()
     assert {int(chains.draw(y, generator=g).fresh.sum()) for _ in range(200)} == {2}
 
@@ -173,7 +173,7 @@ def test_a_state_of_another_storage_is_refused():
 
 def test_a_surplus_begins_at_the_start_and_is_forgotten():
     chains, g = store(restart_rate=0.0), toys.seeded(9)
-    chains.age, chains.time = chains.age + 1, chains.time + chains.burn_in
+    chains.age += 1
     y = torch.tensor([1] * 25 + [0] * 3 + [1] * 5)
     draw = chains.draw(y, generator=g)
     surplus = draw.slot < 0
@@ -278,7 +278,7 @@ def test_a_thousand_classes_of_photographs_fit(tmp_path):
     # Eight images are 1.2 MB; a page that was touched takes up room in the file.
     assert chains.state.nbytes > 1.5e9
     assert os.stat(tmp_path / "chains").st_blocks * 512 < 10e6
-    assert set(chains.state_dict()) == {"age", "time", "written"}
+    assert set(chains.state_dict()) == {"age", "written"}
 
 
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path):

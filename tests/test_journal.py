@@ -26,9 +26,8 @@ def note(journal, *numbers, gradient=1.0, lost=NONE, ahead=NONE, y=(0, 1)):
 
 def note_terms(journal, found, gradient, lost, ahead, y):
     images = torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
-    draw = Draw(images, torch.tensor(y), *torch.zeros(3, 2))
-    numbers = torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4])
-    chains = Synthesized(images, draw, *numbers, torch.ones(len(y), dtype=torch.bool))
+    draw = Draw(images, torch.tensor(y), torch.zeros(2), torch.zeros(2))
+    chains = Synthesized(images, draw, torch.tensor([0.1, 0.3]), torch.tensor([0.2, 0.4]))
     observed = torch.full((2, 1, 1, 1), 0.5)
     masks = torch.tensor(lost), torch.tensor(ahead)
     journal.add(observed, found, chains, *masks, torch.tensor(gradient))

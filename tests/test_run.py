@@ -258,3 +258,16 @@ def test_other_data_are_not_resumed_on(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "load", darker)
     with pytest.raises(UsageError, match="the data are not those"):
         finetune_recipe(recipe, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("scores, n", [("class", 10), ("joint", 1)])
+def test_steps_of_other_classes_are_found_before_the_classifier_is_trained(
+    recipe, tmp_path, scores, n
+):
+    settings = recipe.finetune
+    sampler = replace(settings.sampler, step_factors=(1.0, 0.5, 0.5))
+    objective = replace(settings.objective, scores=scores)
+    wrong = replace(recipe, finetune=replace(settings, sampler=sampler, objective=objective))
+    with pytest.raises(ValueError, match=f"3 `step_factors` for steps of {n} lengths"):
+        finetune_recipe(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -390,3 +390,29 @@ def test_a_return_takes_the_step_of_the_healthy_state_and_its_shortening_lasts()
     for _ in range(60 * EVERY):
         note(made.stride, torch.full((8,), 0.35**2 / 4 * 20 * factor(made.stride) ** 2))
     assert (0.35 * factor(made.stride)) ** 2 * 20 / 4 == pytest.approx(0.25 / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "factors, burn_ins",
+    [
+        (None, [10, 10, 10]),
+        ((0.5, 1.0, 1.0), [20, 10, 10]),
+        ((0.1, 1.0, 0.8), [50, 10, 10]),
+        ((0.5, 0.5, 1.0), [10, 10, 10]),
+        ((0.5, 1.0), [15, 10]),
+    ],
+    ids=["one length", "half", "five times at most", "most are short", "two classes"],
+)
+def test_new_chains_of_shorter_steps_make_more_of_them_first(factors, burn_ins):
+    """Downhill, n steps of e shrink u by (1 - c e^2 / 2)^n. Mutant: burn-ins of one length."""
+    y = torch.arange(len(burn_ins)).repeat(3)
+    energy, sampler, chains = wells(*[1.0] * len(burn_ins))
+    chains.burn_in = 10
+    sampler = replace(sampler, temperature=0.0, step_factors=factors)
+    gen = Contrastive(energy, sampler, chains, generator=toys.seeded(9), max_stiffness=None)
+    begun = chains.draw(y, generator=toys.seeded(9)).u
+    made = gen.synthesize(y)
+    decay = 1 - gen.sampler.lengths(torch.arange(len(burn_ins))) ** 2 * torch.ones(len(burn_ins))
+    n = torch.tensor(burn_ins) + sampler.n_steps
+    expected = begun * (decay**n)[y].view(-1, 1, 1, 1)
+    assert (energy.reference.encode(made.images) - expected).abs().max() < 1e-5
