@@ -156,12 +156,25 @@ class Synthesizer:
             self.follow()
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
+    def pace(self, y: Tensor) -> Tensor | None:
+        """Returns how long steps are beside those of most classes, at most 1, with shape (B).
+
+        `None` if they are all of one length.
+
+        Arguments:
+            y: The class indices, with shape (B).
+        """
+        if self.sampler.step_factors is None:
+            return None
+        factors = torch.tensor(self.sampler.step_factors)
+        return (factors / factors.quantile(0.5)).clamp_max(1).to(y.device, non_blocking=True)[y]
+
     def _burnt_in(self, energy: nn.Module, u: Tensor, y: Tensor) -> Tensor:
         """Returns new chains after their burn-in, with the shape of u."""
-        factors = torch.tensor(self.sampler.step_factors or (1.0,)).to(y.device)
-        more = (factors.quantile(0.5) / factors).clamp(1, FARTHEST)
-        each = (self.chains.burn_in * more).round().long()
-        n_steps, done = each[y] if len(each) > 1 else each.expand(len(y)), 0
+        pace, n = self.pace(y), self.chains.burn_in
+        if pace is None:
+            return replace(self.sampler, n_steps=n)(energy, u, y, generator=self.generator)[0]
+        n_steps, done = (n / pace.clamp_min(1 / FARTHEST)).round().long(), 0
         for n in n_steps.unique().tolist():
             rest = n_steps >= n
             first = replace(self.sampler, n_steps=n - done)

@@ -416,3 +416,31 @@ def test_new_chains_of_shorter_steps_make_more_of_them_first(factors, burn_ins):
     n = torch.tensor(burn_ins) + sampler.n_steps
     expected = begun * (decay**n)[y].view(-1, 1, 1, 1)
     assert (energy.reference.encode(made.images) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "factors, weights",
+    [
+        (None, [1.0, 1.0, 1.0]),
+        ((0.5, 1.0, 1.0), [0.25, 1.0, 1.0]),
+        ((0.4, 0.8, 1.0), [0.25, 1.0, 1.0]),
+        ((0.5, 0.5, 1.0), [1.0, 1.0, 1.0]),
+    ],
+    ids=["one length", "half", "half of the median", "most are short"],
+)
+@pytest.mark.parametrize("kind", ["likelihood", "logistic"])
+def test_a_class_learns_at_the_pace_of_its_chains(kind, factors, weights):
+    """Gradients are weighed by the square of its steps; the loss is not. Mutant: neither is."""
+    y = torch.arange(3).repeat(4)
+    x, images = torch.rand(2, 12, 1, 4, 4, generator=toys.seeded(5))
+    found = []
+    for given in (None, factors):
+        energy, sampler, chains = wells(1.0, 1.0, 1.0)
+        sampler = replace(sampler, step_factors=given)
+        gen = Contrastive(energy, sampler, chains, Objective(kind), generator=toys.seeded(9))
+        terms = gen.terms(x, y, images)
+        terms.contrast.backward()
+        found.append((terms.contrast.detach(), energy.classifier.steepness.grad))
+    (plain, gradient), (loss, weighed) = found
+    assert torch.allclose(weighed, gradient * torch.tensor(weights), rtol=1e-4)
+    assert torch.allclose(loss, plain)
