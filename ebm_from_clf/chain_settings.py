@@ -96,7 +96,7 @@ class ChainSettings:
         restart_rate: Probability that a drawn chain is begun anew; of two, those of the first
             and the last slot of a class.
         burn_in: Langevin steps that a new chain makes before it counts; more of them in a class
-            whose steps are shorter than those of most.
+            whose steps are less than half as long as those of most.
         storage: How chains are kept: `float32`, `float16`, or `uint8` on the box only.
         mapped: Whether chains lie in a file of the run's folder instead of in memory, for many
             classes of large images. A run that goes back or is resumed begins those chains anew

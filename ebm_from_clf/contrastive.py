@@ -10,8 +10,8 @@ model; nothing is differentiated through the chain. :class:`Contrastive` draws t
 :class:`Objective` and adds to any training loop as `loss = cross_entropy(f(x), y) + gen(x, y)`.
 
 Chains must be faster than what they learn from (Younes, 1999). A step e takes them along
-:math:`e^2 / 2` of the drift: where that of a class is shorter than the median e_m over classes,
-the gradients of its scores are weighed by :math:`(e / e_m)^2`. Its fixed point stays.
+:math:`e^2 / 2` of the drift: where that of a class is shorter than e_m, half of the median over
+classes, the gradients of its scores are weighed by :math:`(e / e_m)^2`. Its fixed point stays.
 """
 
 __all__ = ["Contrastive", "Terms"]

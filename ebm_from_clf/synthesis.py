@@ -6,9 +6,10 @@ One chain of each observed class is taken from the store, moved by a few such st
 cost of a pass, and put back. Steps are as long as the energy lets them be, see
 :mod:`ebm_from_clf.stride`.
 
-A new chain first makes :math:`b \, e_m / e` steps of length e, where b is the burn-in and e_m the
-median length over classes. With b steps of its own a chain of a steep class would not get as far:
-a negative that can never be good enough, so that its energy gets steeper and its steps shorter.
+A new chain makes b steps first, the burn-in. Where the steps e of a class are shorter than
+:math:`e_m`, half of the median over classes, it makes :math:`b \, e_m / e`: with b of its own it
+would not get as far, a negative that can never be good enough, so that the energy gets steeper and
+steps shorter.
 """
 
 __all__ = ["Synthesized", "Synthesizer"]
@@ -157,7 +158,7 @@ class Synthesizer:
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
     def pace(self, y: Tensor) -> Tensor | None:
-        """Returns how long steps are beside those of most classes, at most 1, with shape (B).
+        """Returns how long steps are beside half of the median over classes, at most 1, (B).
 
         `None` if they are all of one length.
 
@@ -167,7 +168,8 @@ class Synthesizer:
         if self.sampler.step_factors is None:
             return None
         factors = torch.tensor(self.sampler.step_factors)
-        return (factors / factors.quantile(0.5)).clamp_max(1).to(y.device, non_blocking=True)[y]
+        found = (2 * factors / factors.quantile(0.5)).clamp_max(1)
+        return found.to(y.device, non_blocking=True)[y]
 
     def _burnt_in(self, energy: nn.Module, u: Tensor, y: Tensor) -> Tensor:
         """Returns new chains after their burn-in, with the shape of u."""

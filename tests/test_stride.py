@@ -396,12 +396,13 @@ def test_a_return_takes_the_step_of_the_healthy_state_and_its_shortening_lasts()
     "factors, burn_ins",
     [
         (None, [10, 10, 10]),
-        ((0.5, 1.0, 1.0), [20, 10, 10]),
-        ((0.1, 1.0, 0.8), [50, 10, 10]),
-        ((0.5, 0.5, 1.0), [10, 10, 10]),
-        ((0.5, 1.0), [15, 10]),
+        ((0.25, 1.0, 1.0), [20, 10, 10]),
+        ((0.5, 1.0, 1.0), [10, 10, 10]),
+        ((0.05, 1.0, 0.8), [50, 10, 10]),
+        ((0.2, 0.2, 1.0), [10, 10, 10]),
+        ((0.2, 1.0), [15, 10]),
     ],
-    ids=["one length", "half", "five times at most", "most are short", "two classes"],
+    ids=["one length", "a quarter", "half", "five times at most", "most are short", "two classes"],
 )
 def test_new_chains_of_shorter_steps_make_more_of_them_first(factors, burn_ins):
     """Downhill, n steps of e shrink u by (1 - c e^2 / 2)^n. Mutant: burn-ins of one length."""
@@ -422,11 +423,12 @@ def test_new_chains_of_shorter_steps_make_more_of_them_first(factors, burn_ins):
     "factors, weights",
     [
         (None, [1.0, 1.0, 1.0]),
-        ((0.5, 1.0, 1.0), [0.25, 1.0, 1.0]),
-        ((0.4, 0.8, 1.0), [0.25, 1.0, 1.0]),
-        ((0.5, 0.5, 1.0), [1.0, 1.0, 1.0]),
+        ((0.25, 1.0, 1.0), [0.25, 1.0, 1.0]),
+        ((0.2, 0.8, 1.0), [0.25, 1.0, 1.0]),
+        ((0.5, 1.0, 1.0), [1.0, 1.0, 1.0]),
+        ((0.2, 0.2, 1.0), [1.0, 1.0, 1.0]),
     ],
-    ids=["one length", "half", "half of the median", "most are short"],
+    ids=["one length", "a quarter", "a quarter of the median", "half", "most are short"],
 )
 @pytest.mark.parametrize("kind", ["likelihood", "logistic"])
 def test_a_class_learns_at_the_pace_of_its_chains(kind, factors, weights):
