@@ -52,7 +52,8 @@ class ChainStore(nn.Module):
         per_class: The number of chains of a class.
         restart_rate: The probability that a drawn chain is begun anew; of two, those of the
             first and the last slot of a class.
-        burn_in: The Langevin steps that a new chain makes before it counts.
+        burn_in: The Langevin steps that a new chain makes before it counts, at least; see
+            :mod:`ebm_from_clf.synthesis`.
         storage: How a state is kept: u as `float32` or `float16`, or pixels in [0, 1] as
             `uint8`, for models on the box only.
         file: The file that states lie in, made if there is none; on a device other than the CPU

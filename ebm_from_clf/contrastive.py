@@ -11,7 +11,7 @@ model; nothing is differentiated through the chain. :class:`Contrastive` draws t
 
 Chains must be faster than what they learn from (Younes, 1999). A step e takes them along
 :math:`e^2 / 2` of the drift: where that of a class is shorter than e_m, half of the median over
-classes, the gradients of its scores are weighed by :math:`(e / e_m)^2`. Its fixed point stays.
+classes, the gradients of its scores are weighed by :math:`(e / e_m)^2`. Zero stays zero.
 """
 
 __all__ = ["Contrastive", "Terms"]
@@ -238,7 +238,7 @@ class Contrastive(nn.Module):
         if clean is not None:
             cross_entropy, hits = self.objective.classification(logits[2 * n :], clean[1])
         pace = self.synthesizer.pace(y)
-        if pace is not None:
+        if pace is not None and self.objective.scores == "class":
             observed, synthetic = (_weighed(f, pace**2) for f in (observed, synthetic))
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
@@ -264,5 +264,6 @@ class Contrastive(nn.Module):
 
 
 def _weighed(scores: Tensor, weight: Tensor) -> Tensor:
-    """Returns the same scores, with gradients so many times theirs."""
-    return scores.detach() + weight * (scores - scores.detach())
+    """Returns the same scores, with gradients so many times theirs where they are finite."""
+    weighed = scores.detach() + weight * (scores - scores.detach())
+    return torch.where(scores.isfinite(), weighed, scores)

@@ -7,8 +7,8 @@ cost of a pass, and put back. Steps are as long as the energy lets them be, see
 :mod:`ebm_from_clf.stride`.
 
 A new chain makes b steps first, the burn-in. Where the steps e of a class are shorter than
-:math:`e_m`, half of the median over classes, it makes :math:`b \, e_m / e`: with b of its own it
-would not get as far, a negative that can never be good enough, so that the energy gets steeper and
+:math:`e_m`, half of the median over classes, it makes :math:`b \, e_m / e`, at most 5 b: with b of
+its own it would be a negative that can never be good enough, so that the energy gets steeper and
 steps shorter.
 """
 
@@ -31,7 +31,7 @@ from .slots import Draw
 from .stride import Stride
 from .swift import Swift, for_chains
 
-# A burn-in is made longer by so much at most.
+# A burn-in is so much longer, and a pace so much slower, at most.
 FARTHEST = 5.0
 
 
@@ -158,25 +158,26 @@ class Synthesizer:
         return Synthesized(self.energy.reference.decode(u), draw, moved, stiffness)
 
     def pace(self, y: Tensor) -> Tensor | None:
-        """Returns how long steps are beside half of the median over classes, at most 1, (B).
+        """Returns how long steps are beside half of the median over classes, with shape (B).
 
-        `None` if they are all of one length.
+        From a fifth to 1; `None` if they are all of one length. Classes that were never drawn
+        have the steps of the steepest.
 
         Arguments:
             y: The class indices, with shape (B).
         """
-        if self.sampler.step_factors is None:
+        factors = torch.tensor(self.sampler.step_factors or (1.0,))
+        if len(factors) != self._n_lengths() or len(factors) == 1:
             return None
-        factors = torch.tensor(self.sampler.step_factors)
-        found = (2 * factors / factors.quantile(0.5)).clamp_max(1)
-        return found.to(y.device, non_blocking=True)[y]
+        found = (2 * factors / factors.quantile(0.5)).clamp(1 / FARTHEST, 1)
+        return found.to(y.device, non_blocking=True)[y.long()]
 
     def _burnt_in(self, energy: nn.Module, u: Tensor, y: Tensor) -> Tensor:
         """Returns new chains after their burn-in, with the shape of u."""
         pace, n = self.pace(y), self.chains.burn_in
         if pace is None:
             return replace(self.sampler, n_steps=n)(energy, u, y, generator=self.generator)[0]
-        n_steps, done = (n / pace.clamp_min(1 / FARTHEST)).round().long(), 0
+        n_steps, done = (n / pace).round().long(), 0
         for n in n_steps.unique().tolist():
             rest = n_steps >= n
             first = replace(self.sampler, n_steps=n - done)

@@ -425,10 +425,18 @@ def test_new_chains_of_shorter_steps_make_more_of_them_first(factors, burn_ins):
         (None, [1.0, 1.0, 1.0]),
         ((0.25, 1.0, 1.0), [0.25, 1.0, 1.0]),
         ((0.2, 0.8, 1.0), [0.25, 1.0, 1.0]),
+        ((0.01, 1.0, 1.0), [0.04, 1.0, 1.0]),
         ((0.5, 1.0, 1.0), [1.0, 1.0, 1.0]),
         ((0.2, 0.2, 1.0), [1.0, 1.0, 1.0]),
     ],
-    ids=["one length", "a quarter", "a quarter of the median", "half", "most are short"],
+    ids=[
+        "one length",
+        "a quarter",
+        "a quarter of the median",
+        "a fifth at least",
+        "half",
+        "most are short",
+    ],
 )
 @pytest.mark.parametrize("kind", ["likelihood", "logistic"])
 def test_a_class_learns_at_the_pace_of_its_chains(kind, factors, weights):
@@ -446,3 +454,15 @@ def test_a_class_learns_at_the_pace_of_its_chains(kind, factors, weights):
     (plain, gradient), (loss, weighed) = found
     assert torch.allclose(weighed, gradient * torch.tensor(weights), rtol=1e-4)
     assert torch.allclose(loss, plain)
+
+
+def test_a_score_that_is_infinite_stays_so_beside_a_slow_class():
+    """As before: a loss that bounds what a single image weighs has a gradient."""
+    energy, sampler, chains = wells(1.0, 1.0, 1.0)
+    sampler = replace(sampler, step_factors=(0.2, 1.0, 1.0))
+    gen = Contrastive(energy, sampler, chains, Objective("logistic", data_noise=0.0))
+    y, images = torch.arange(3), torch.rand(3, 1, 4, 4, generator=toys.seeded(5))
+    wild = images.clone()
+    wild[2] = math.inf
+    terms = gen.terms(images, y, wild)
+    assert terms.synthesized.tolist()[2] == -math.inf and terms.contrast.isfinite()
