@@ -68,10 +68,7 @@ def save(energy: ClassifierEnergy, place: str | Path) -> None:
     start = type(energy.start).__name__
     if start == "PhotoStart":
         raise UsageError("save: an edit is about one photograph. Save the energy it was made of.")
-    try:
-        _check_parts(energy)
-    except ValueError as error:
-        raise UsageError(f"save: {error} Set the start or sampler of the energy.") from error
+    _refuse_parts(energy)
     if energy.start is not None and start not in KEPT_STARTS:
         warnings.warn(f"save: a {start} is not kept; set energy.start after loading", stacklevel=2)
     tensors = {f"reference.{k}": v for k, v in energy.reference.arguments.items()}
@@ -173,6 +170,14 @@ def _restore(
     energy.sampler = _restore_sampler(config["sampler"])
     _check_parts(energy)
     return energy
+
+
+def _refuse_parts(energy: ClassifierEnergy) -> None:
+    """Refuses to write what :func:`load` would not read."""
+    try:
+        _check_parts(energy)
+    except ValueError as error:
+        raise UsageError(f"save: {error} Set the start or sampler of the energy.") from error
 
 
 def _check_parts(energy: ClassifierEnergy) -> None:

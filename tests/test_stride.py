@@ -457,7 +457,7 @@ def test_a_class_learns_at_the_pace_of_its_chains(kind, factors, weights):
 
 
 def test_a_score_that_is_infinite_stays_so_beside_a_slow_class():
-    """As before: a loss that bounds what a single image weighs has a gradient."""
+    """A loss that bounds what a single image weighs stays finite. Mutant: inf - inf, NaN."""
     energy, sampler, chains = wells(1.0, 1.0, 1.0)
     sampler = replace(sampler, step_factors=(0.2, 1.0, 1.0))
     gen = Contrastive(energy, sampler, chains, Objective("logistic", data_noise=0.0))
