@@ -106,6 +106,7 @@ class Descent:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(parameters, largest)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # the caller's would go on with the weights before
         self.average.update(self.classifier, update + 1)
         # In float16 the scale of the gradient is found by trial; no harm is done.
         skipped = getattr(self.optimizer, "step_was_skipped", False)

@@ -9,6 +9,7 @@ and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
 
 __all__ = ["Learner"]
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
+from .precision import passes
 from .settings import Settings
 from .start import Start
 from .synthesis import Synthesized
@@ -111,9 +113,12 @@ class Learner:
             at: The number of updates made before.
             rate: A factor on the learning rate.
         """
-        synthesized = self.gen.synthesize(y)
         with self.descent.held():
-            terms = self.gen.terms(x, y, synthesized.images, clean, classify=self.descent.wrapped)
+            with self._passes():
+                synthesized = self.gen.synthesize(y)
+                terms = self.gen.terms(
+                    x, y, synthesized.images, clean, classify=self.descent.wrapped
+                )
             loss = terms.contrast + self.settings.objective.cross_entropy * terms.cross_entropy
             gradient = self.descent.step(loss, at, rate)
         ahead = self.gen.begin_at_data(x, synthesized.draw, terms)
@@ -123,23 +128,27 @@ class Learner:
         """Makes an update of the warm start; arguments as for :meth:`contrast`."""
         settings, objective = self.settings, self.settings.objective
         with self.descent.held():
-            loss, weight = warm_loss(
-                self.energy,
-                x,
-                y,
-                settings.warm_start,
-                settings.sampler,
-                joint=objective.scores == "joint",
-                generator=self.generator,
-            )
-            cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
-            if clean is not None:
-                images, labels = self.gen.worst(*clean)
-                logits = self.energy.classify(images, self.descent.wrapped)
-                cross_entropy, hits = objective.classification(logits, labels)
+            with self._passes():
+                loss, weight = warm_loss(
+                    self.energy,
+                    x,
+                    y,
+                    settings.warm_start,
+                    settings.sampler,
+                    joint=objective.scores == "joint",
+                    generator=self.generator,
+                )
+                cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
+                if clean is not None:
+                    images, labels = self.gen.worst(*clean)
+                    logits = self.energy.classify(images, self.descent.wrapped)
+                    cross_entropy, hits = objective.classification(logits, labels)
             total = weight * loss + objective.cross_entropy * cross_entropy
             gradient = self.descent.step(total, at, rate)
         return Denoised(loss.detach(), cross_entropy.detach(), hits, gradient)
+
+    def _passes(self) -> AbstractContextManager[object]:
+        return passes(self.settings.precision, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what learning changes."""

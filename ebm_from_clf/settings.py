@@ -17,6 +17,7 @@ from .denoise import WarmStart
 from .fault import GuardSettings
 from .langevin import Langevin
 from .objective import Objective
+from .precision import Precision
 
 Schedule = Literal["cosine", "tanh", "constant"]
 
@@ -50,6 +51,8 @@ class Settings:
         warm_start: A first stage, in which noisy images are denoised.
         augment: How images for the cross-entropy are augmented.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
+        precision: In which precision it runs: `float32`, `bfloat16`, or `auto`, which is bfloat16
+            where the processor is faster in it; see :mod:`ebm_from_clf.precision`.
         guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.
@@ -79,6 +82,7 @@ class Settings:
     warm_start: WarmStart = field(default_factory=WarmStart)
     augment: Augment = field(default_factory=Augment)
     channels_last: bool = False
+    precision: Precision = "float32"
     guard: GuardSettings = field(default_factory=GuardSettings)
     log_every: int = 10
     grid_every: int = 100
@@ -104,10 +108,9 @@ class Settings:
             raise ValueError("Settings: `clip_grad` must be positive.")
         if not 0 < self.learning_rate < math.inf or not 0 <= self.ema < 1:
             raise ValueError("Settings: `learning_rate` must be positive and `ema` below 1.")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(
-                f"Settings: `schedule` is {get_args(Schedule)}, got {self.schedule!r}."
-            )
+        for name, words in (("schedule", get_args(Schedule)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in words:
+                raise ValueError(f"Settings: `{name}` is {words}, got {getattr(self, name)!r}.")
         self._check_optimizer()
         self._check_steps()
         self._check_warm_start()

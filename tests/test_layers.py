@@ -23,7 +23,7 @@ FLOORS = [
     ["denoise", "objective", "replay", "untrained"],
     ["synthesis"],
     ["contrastive", "theory"],
-    ["batches", "fault", "folders", "machine", "parts", "progress"],
+    ["batches", "fault", "folders", "machine", "parts", "precision", "progress"],
     [
         "demo",
         "doctor",
