@@ -30,6 +30,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from .adversarial import Adversarial
 from .errors import UsageError
 from .gauge import Gauge
+from .precision import Precision
 from .recipe import Recipe, find_recipe
 from .strict_yaml import check_yaml
 
@@ -229,6 +230,12 @@ def sample_arguments(parser: ArgumentParser) -> None:
         help="How much of it may change, 0 to 1; 0.4, or 1 with a mask, if absent.",
     )
     parser.add_argument("--mask", type=str | None, help="An image, white where it is kept.")
+    parser.add_argument(
+        "--precision",
+        type=Precision,
+        default="float32",
+        help="Of the network: float32, bfloat16, or auto, which is that which is faster here.",
+    )
     parser.add_argument(
         "--resume",
         type=Literal["never", "auto"],

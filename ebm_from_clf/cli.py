@@ -51,6 +51,7 @@ from .named import (
     open_photograph,
     timm_name,
 )
+from .precision import passes
 from .progress import bar
 from .quickstart import quickstart
 from .run import finetune_recipe
@@ -227,16 +228,17 @@ def _sample(a: Namespace) -> None:
     if a.start is not None:
         energy = open_photograph(energy, a.start, a.strength, a.mask, sampler)
         sampler = energy.sampler
-    write_samples(
-        energy,
-        classes,
-        a.n,
-        a.seed,
-        a.output,
-        sampler=sampler,
-        resume=a.resume == "auto",
-        progress=bar("sample", n_steps(energy, sampler) * len(classes) * a.n),
-    )
+    with passes(a.precision, energy.reference.mean.device):
+        write_samples(
+            energy,
+            classes,
+            a.n,
+            a.seed,
+            a.output,
+            sampler=sampler,
+            resume=a.resume == "auto",
+            progress=bar("sample", n_steps(energy, sampler) * len(classes) * a.n),
+        )
     print(f"wrote {a.output}; look at {Path(a.output) / 'grid.png'}")
 
 

@@ -398,6 +398,19 @@ def test_all_classes_are_sampled_in_order(model, tmp_path):
     assert [json.loads(line)["class"] for line in lines] == [0, 1, 2, 3]
 
 
+def test_samples_may_be_drawn_in_reduced_precision(model, tmp_path):
+    command = ("sample", model, "--classes", "0", "--n", "1", "--steps", "2")
+    energies = []
+    for precision in ("float32", "bfloat16"):
+        place = tmp_path / precision
+        assert call(*command, "--precision", precision, "--output", place)[0] == 0
+        assert json.loads((place / "settings.json").read_text())["precision"] == precision
+        energies.append(json.loads((place / "metadata.jsonl").read_text())["energy"])
+    assert energies[0] != energies[1]
+    assert energies[0] == pytest.approx(energies[1], rel=0.01)
+    refused("another request", *command, "--resume=auto", "--output", place)
+
+
 def test_units_are_sampled_in_the_place_of_classes(classifier, tmp_path):
     out = tmp_path / "out"
     wanted = ["--unit", "layer1.0.conv1:3,layer2.0.conv1:7@0,1", "--unit", "fc:2"]
