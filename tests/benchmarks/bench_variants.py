@@ -72,6 +72,7 @@ HEALED = {
 }
 CHANGES = {
     "recipe": {},
+    "single precision": {"precision": "float32"},
     "twice the rate": {"learning_rate": 3.6e-3},
     "logistic": {"objective.kind": "logistic"},
     "trimmed and clamped": {"objective.trim": 0.1, "objective.clamp": 0.02},

@@ -119,7 +119,15 @@ def row(name, updates, seed, options, judge):
     package, scheduled = name in peer_packages.PACKAGES, name in SCHEDULED
     recipe = read_recipe("mnist5k" if package or scheduled else name)
     many = (updates or recipe.finetune.updates) if scheduled else 10**6
-    settings = replace(recipe.finetune, seed=seed, updates=many, log_every=5, grid_every=0)
+    # All in single precision, as the packages are.
+    settings = replace(
+        recipe.finetune,
+        seed=seed,
+        updates=many,
+        log_every=5,
+        grid_every=0,
+        precision="float32",
+    )
     recipe = replace(recipe, finetune=settings)
     classifier, space = create_for(recipe)
     train, test = recipe.load("train", space), recipe.load("test", space)
