@@ -51,7 +51,7 @@ from .named import (
     open_photograph,
     timm_name,
 )
-from .precision import passes
+from .precision import is_reduced, passes
 from .progress import bar
 from .quickstart import quickstart
 from .run import finetune_recipe
@@ -228,7 +228,7 @@ def _sample(a: Namespace) -> None:
     if a.start is not None:
         energy = open_photograph(energy, a.start, a.strength, a.mask, sampler)
         sampler = energy.sampler
-    with passes(a.precision, energy.reference.mean.device):
+    with passes(is_reduced(a.precision, energy), energy.reference.mean.device):
         write_samples(
             energy,
             classes,

@@ -21,7 +21,7 @@ from .denoise import check_twice, warm_loss
 from .descent import Descent
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .precision import passes
+from .precision import is_reduced, passes
 from .settings import Settings
 from .start import Start
 from .synthesis import Synthesized
@@ -83,6 +83,7 @@ class Learner:
         self.descent = Descent(energy.classifier, settings)
         self.device = self.descent.device
         self.energy = energy.to(self.device)
+        self.reduced = is_reduced(settings.precision, self.energy)
         if settings.warm_start.updates:
             check_twice(energy.classifier, energy.space)
         if settings.learn_gain and energy.gauge == "log_softmax":
@@ -148,7 +149,7 @@ class Learner:
         return Denoised(loss.detach(), cross_entropy.detach(), hits, gradient)
 
     def _passes(self) -> AbstractContextManager[object]:
-        return passes(self.settings.precision, self.device)
+        return passes(self.reduced, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what learning changes."""
@@ -157,6 +158,7 @@ class Learner:
             "chains": self.chains.state_dict(),
             "gain": self.energy.gain,
             "gen": self.gen.get_extra_state(),
+            "reduced": self.reduced,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,3 +171,4 @@ class Learner:
         self.chains.load_state_dict(state["chains"])
         self.energy.gain = state["gain"]
         self.gen.set_extra_state(state["gen"])
+        self.reduced = state["reduced"]

@@ -51,8 +51,8 @@ class Settings:
         warm_start: A first stage, in which noisy images are denoised.
         augment: How images for the cross-entropy are augmented.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
-        precision: In which precision it runs: `float32`, `bfloat16`, or `auto`, which is bfloat16
-            where the processor is faster in it; see :mod:`ebm_from_clf.precision`.
+        precision: In which precision it runs: `float32`, `bfloat16`, or `auto`, bfloat16 where
+            that is faster; see :mod:`ebm_from_clf.precision`.
         guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.

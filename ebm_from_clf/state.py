@@ -18,7 +18,7 @@ from torch import Tensor
 from .errors import UsageError
 from .folders import whole
 
-FORMAT = "8"
+FORMAT = "9"
 
 
 def write_state(place: str | Path, state: dict[str, Any]) -> None:
