@@ -35,12 +35,10 @@ from .checkpoint import load, save
 from .convert import convert, create_classifier, space_of
 from .data import load_data
 from .doctor import examine
-from .energy import ClassifierEnergy
 from .errors import Diverged, UsageError
 from .evaluate import evaluate
 from .folders import publish, write_json
 from .gallery import write_samples
-from .generative import enlarged
 from .labels import by_name
 from .machine import machine
 from .named import (
@@ -49,6 +47,7 @@ from .named import (
     open_classifier,
     open_energy,
     open_photograph,
+    resized,
     timm_name,
 )
 from .precision import is_reduced, passes
@@ -120,7 +119,7 @@ def _doctor(a: Namespace) -> None:
     """Tells whether a classifier can be converted, and what a Langevin step costs."""
     energy = load(a.classifier) if a.pretrained and is_energy(a.classifier) else None
     classifier = _classifier(a) if energy is None else energy.classifier
-    space = space_of(classifier, a.size) if energy is None else _resized(energy, a.size).space
+    space = space_of(classifier, a.size) if energy is None else resized(energy, a.size).space
     result = examine(classifier, space, name=a.classifier)
     gain = None
     if result.ok:
@@ -157,7 +156,7 @@ def _theory(a: Namespace) -> None:
     """Checks the propositions of the paper on a classifier, and fails if one fails."""
     if a.pretrained and is_energy(a.classifier):
         # With the gain and the reference that it was fine-tuned with.
-        energy = _resized(load(a.classifier), a.size)
+        energy = resized(load(a.classifier), a.size)
     else:
         energy = convert(_classifier(a), size=a.size)
     found = examine_theory(energy, name=a.classifier)
@@ -165,13 +164,6 @@ def _theory(a: Namespace) -> None:
     if found.failed:
         names = "; ".join(check.statement for check in found.failed)
         stop(1, f"theory: {len(found.failed)} of {len(found.checks)} propositions fail: {names}.")
-
-
-def _resized(energy: ClassifierEnergy, side: int | None) -> ClassifierEnergy:
-    """Returns an energy on squares of another side, `None` for its own."""
-    if side is None or (side, side) == tuple(energy.reference.shape[1:]):
-        return energy
-    return enlarged(energy, (side, side))
 
 
 def _gain(classifier: nn.Module, a: Namespace) -> float:
@@ -209,7 +201,7 @@ def _sample(a: Namespace) -> None:
     """Draws images of classes or units into a folder, from nothing or from a photograph."""
     if (a.classes is None) == (a.unit is None):
         raise UsageError("sample: --classes or --unit say what is drawn. Give one of the two.")
-    energy = _resized(open_energy(a.model, a.reference), a.size)
+    energy = resized(open_energy(a.model, a.reference), a.size)
     if a.unit is not None:
         energy = units(energy, a.unit)
     classes = find_classes("all" if a.classes is None else a.classes, energy)

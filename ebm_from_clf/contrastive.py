@@ -29,7 +29,7 @@ from .langevin import Langevin
 from .lead import Lead
 from .marginal import joint
 from .noise import normal
-from .objective import Objective
+from .objective import Objective, weighed
 from .slots import Draw
 from .space import check_pixels
 from .swift import is_on_torus
@@ -239,7 +239,7 @@ class Contrastive(nn.Module):
             cross_entropy, hits = self.objective.classification(logits[2 * n :], clean[1])
         pace = self.synthesizer.pace(y)
         if pace is not None and self.objective.scores == "class":
-            observed, synthetic = (_weighed(f, pace**2) for f in (observed, synthetic))
+            observed, synthetic = (weighed(f, pace**2) for f in (observed, synthetic))
         contrast = self.objective(observed, synthetic)
         return Terms(contrast, cross_entropy, observed.detach(), synthetic.detach(), hits)
 
@@ -261,9 +261,3 @@ class Contrastive(nn.Module):
             return x
         reference = self.energy.reference
         return reference.decode(self.energy.confine(reference.encode(x)))
-
-
-def _weighed(scores: Tensor, weight: Tensor) -> Tensor:
-    """Returns the same scores, with gradients so many times theirs where they are finite."""
-    weighed = scores.detach() + weight * (scores - scores.detach())
-    return torch.where(scores.isfinite(), weighed, scores)

@@ -6,6 +6,7 @@ __all__ = [
     "open_classifier",
     "open_energy",
     "open_photograph",
+    "resized",
     "timm_name",
 ]
 
@@ -21,6 +22,7 @@ from .edit import edit
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .folder import image_size, read_image, unlabelled
+from .generative import enlarged
 from .labels import find_blend, find_class
 from .langevin import Langevin
 from .smooth import Smoothing
@@ -102,6 +104,21 @@ def open_energy(
         # Convolutions are faster so, on the CPU too; the numbers are the same up to rounding.
         energy.classifier.to(memory_format=torch.channels_last)
     return energy
+
+
+def resized(energy: ClassifierEnergy, side: int | None) -> ClassifierEnergy:
+    """Returns an energy on squares of another side.
+
+    Arguments:
+        energy: The energy.
+        side: Height and width of the images. `None` for its own.
+
+    Raises:
+        ValueError: If the model is of one size; see :func:`enlarged`.
+    """
+    if side is None or (side, side) == tuple(energy.reference.shape[1:]):
+        return energy
+    return enlarged(energy, (side, side))
 
 
 def open_photograph(

@@ -9,12 +9,13 @@ and M synthesized images, and own nothing. A third, :func:`generative`, is witho
 of all classes stand in for synthesized ones.
 """
 
-__all__ = ["Generative", "Objective", "generative", "likelihood", "logistic", "trim"]
+__all__ = ["Generative", "Objective", "generative", "likelihood", "logistic", "trim", "weighed"]
 
 import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -93,6 +94,17 @@ def trim(synthesized: Tensor, fraction: float) -> Tensor:
     """
     lost = int(fraction * len(synthesized))
     return synthesized.topk(len(synthesized) - lost, sorted=False).values if lost else synthesized
+
+
+def weighed(scores: Tensor, weight: Tensor) -> Tensor:
+    """Returns the same scores, with gradients so many times theirs where they are finite.
+
+    Arguments:
+        scores: The scores, with shape (N).
+        weight: How many times, with shape (N).
+    """
+    found = scores.detach() + weight * (scores - scores.detach())
+    return torch.where(scores.isfinite(), found, scores)
 
 
 @dataclass(frozen=True)

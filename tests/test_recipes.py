@@ -74,8 +74,10 @@ def test_offline_recipes_run(name, tmp_path):
     assert read_recipe(out / "recipe.yaml").finetune.updates == 2
 
 
-@pytest.mark.parametrize("name, size", [("imagefolder", 64), ("cifar10_resnet18", 32)])
-def test_online_recipes_run_on_generated_images(name, size, tmp_path):
+@pytest.mark.parametrize(
+    "name, size", [("imagefolder", 64), ("cifar10_resnet18", 32), ("patches", 48)]
+)
+def test_recipes_run_on_a_folder_of_images(name, size, tmp_path):
     images(tmp_path / "data", size)
     out = tmp_path / "run"
     here = [
