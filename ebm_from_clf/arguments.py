@@ -234,7 +234,7 @@ def sample_arguments(parser: ArgumentParser) -> None:
         "--precision",
         type=Precision,
         default="float32",
-        help="Of the network: float32, bfloat16, or auto, the faster of the two here.",
+        help="Of the network: float32, bfloat16, or auto, which tries the second.",
     )
     parser.add_argument(
         "--resume",

@@ -63,6 +63,7 @@ def train_classifier(
         loss.backward()
         optimizer.step()
         schedule.step()
+        torch.clear_autocast_cache()  # the caller's would go on with the weights before
         if progress is not None:
             progress(1)
     return classifier.eval()

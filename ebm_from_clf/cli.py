@@ -220,7 +220,7 @@ def _sample(a: Namespace) -> None:
     if a.start is not None:
         energy = open_photograph(energy, a.start, a.strength, a.mask, sampler)
         sampler = energy.sampler
-    with passes(is_reduced(a.precision, energy), energy.reference.mean.device):
+    with passes(is_reduced(a.precision, energy), energy):
         write_samples(
             energy,
             classes,

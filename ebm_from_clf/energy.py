@@ -14,6 +14,7 @@ __all__ = ["ClassifierEnergy"]
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ class ClassifierEnergy(nn.Module):
     Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
     how they move, and `class_names`. Fine-tuning sets them to what it used. Two more are for
     classifiers that were not: `coarse`, a first stage of chains, and `kept`, a region that they
-    leave alone; see :func:`edit`.
+    leave alone; see :func:`edit`. With a `precision` passes of the classifier are made in it, by
+    `torch.autocast`; all else is not.
 
     Raises:
         ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
@@ -97,6 +99,7 @@ class ClassifierEnergy(nn.Module):
         self.kept: Kept | None = None
         self.coarse: Coarse | None = None
         self.class_names: list[str] | None = None
+        self.precision: torch.dtype | None = None
 
     @property
     def n_classes(self) -> int | None:
@@ -179,8 +182,10 @@ class ClassifierEnergy(nn.Module):
             wrapper: What to call instead of the classifier, if something wraps it.
         """
         network = self.classifier if wrapper is None else wrapper
+        kind = x.device.type
+        cast = nullcontext() if self.precision is None else torch.autocast(kind, self.precision)
         # Evaluation mode always: batch statistics would make U(u) depend on the other images.
-        with evaluation_mode(network):
+        with evaluation_mode(network), cast:
             return network(self.space(x)).to(x.dtype)
 
     def tilts(self, logits: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ class Gallery:
         if _read_json(place) != settings:
             raise UsageError(
                 f"{self.folder}: holds samples of another request. Ask for the same classes, n, "
-                "seed, steps and model, or choose another --output."
+                "seed, steps, model and precision, or choose another --output."
             )
         if (self.folder / "grid.png").exists():
             raise UsageError(f"{self.folder}: all samples are there; there is nothing to resume.")

@@ -83,7 +83,7 @@ class Learner:
         self.descent = Descent(energy.classifier, settings)
         self.device = self.descent.device
         self.energy = energy.to(self.device)
-        self.reduced = is_reduced(settings.precision, self.energy)
+        self.reduced: bool | None = None  # not known before the first update
         if settings.warm_start.updates:
             check_twice(energy.classifier, energy.space)
         if settings.learn_gain and energy.gauge == "log_softmax":
@@ -148,8 +148,11 @@ class Learner:
             gradient = self.descent.step(total, at, rate)
         return Denoised(loss.detach(), cross_entropy.detach(), hits, gradient)
 
-    def _passes(self) -> AbstractContextManager[object]:
-        return passes(self.reduced, self.device)
+    def _passes(self) -> AbstractContextManager[None]:
+        if self.reduced is None:
+            swift = self.gen.synthesizer.swift_energy()
+            self.reduced = is_reduced(self.settings.precision, swift)
+        return passes(self.reduced, self.energy)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what learning changes."""

@@ -1,11 +1,12 @@
 r"""In which precision the passes of a network are made.
 
-.. math:: \tilde x = x (1 + \epsilon), \qquad |\epsilon| \le 2^{-9}
+.. math:: \tilde x = x (1 + \epsilon), \qquad |\epsilon| \le 2^{-8}
 
 is what bfloat16 leaves of a number. By `torch.autocast` that is so for weights and activations of
 the network, pass by pass; pixels, chains, scores, weights that learn and their averages stay in
-float32. Chains learn against the network as they see it, and the errors of their drift are as
-random as their noise and smaller. What is learned may be drawn from in either precision.
+float32. The drift is then that of the network as it is rounded, about a tenth off for an untrained
+ReLU network. Chains learn against it as it is, and what was learned may be drawn from in either
+precision.
 
 A processor that multiplies matrices in bfloat16 makes dense layers two to three times as fast, and
 depthwise ones slower; another one has to imitate it, at ten times the cost. So it is tried.
@@ -17,7 +18,8 @@ References:
 __all__ = ["Precision", "is_reduced", "passes"]
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -27,22 +29,27 @@ from .modes import frozen
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
-WORTH = 0.8
-PIXELS = 2**17
+WORTH = 0.8  # below it by chance alone if the two are alike: hardly ever
+PIXELS = 2**17  # enough that the time of a pass is that of its layers
 MOST = 64
 TRIALS = 3
 
 
-def passes(reduced: bool, device: torch.device) -> AbstractContextManager[object]:
-    """Returns what to make the passes of a network in; the caller's own autocast stays.
-
-    Weights are cast once while it is entered: leave it before they change.
+@contextmanager
+def passes(reduced: bool, energy: ClassifierEnergy) -> Iterator[None]:
+    """Lets the network of an energy, and of what is made of it meanwhile, run in bfloat16.
 
     Arguments:
-        reduced: Whether they are made in bfloat16.
-        device: Where the network is.
+        reduced: Whether it does; if not, all is left as it is.
+        energy: The energy, put back as it was afterwards.
     """
-    return torch.autocast(device.type, torch.bfloat16) if reduced else nullcontext()
+    before = energy.precision
+    try:
+        if reduced:
+            energy.precision = torch.bfloat16
+        yield
+    finally:
+        energy.precision = before
 
 
 def is_reduced(precision: Precision, energy: ClassifierEnergy) -> bool:
@@ -71,7 +78,7 @@ def _seconds(energy: ClassifierEnergy, reduced: bool) -> float:
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         x = mean.detach().expand(n, *mean.shape).clone().requires_grad_()
         begin = time.perf_counter()
-        with passes(reduced, mean.device):
+        with passes(reduced, energy):
             logits = energy.classify(x)
         torch.autograd.grad(logits.sum(), x)
     return time.perf_counter() - begin

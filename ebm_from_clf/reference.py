@@ -113,14 +113,14 @@ class Reference(nn.Module):
         if self._half is not None:
             u = self._filter(u, self._half)
         if self._lower is not None:
-            u = torch.einsum("cd,...dhw->...chw", self._lower, u)
+            u = _mixed(self._lower, u)
         return self.scale * u
 
     def adjoint(self, v: Tensor) -> Tensor:
         r"""Returns :math:`A^\top v`, with shape (\*, C, H, W)."""
         v = self.scale * v
         if self._lower is not None:
-            v = torch.einsum("dc,...dhw->...chw", self._lower, v)
+            v = _mixed(self._lower.T, v)
         # The filter is symmetric, as its amplitude is.
         return v if self._half is None else self._filter(v, self._half)
 
@@ -128,7 +128,7 @@ class Reference(nn.Module):
         r"""Returns :math:`A^{-1} v`, with shape (\*, C, H, W)."""
         v = v / self.scale
         if self._inverse is not None:
-            v = torch.einsum("cd,...dhw->...chw", self._inverse, v)
+            v = _mixed(self._inverse, v)
         if self._half is not None:
             v = self._filter(v, 1 / self._half)
         return v
@@ -154,6 +154,11 @@ class Reference(nn.Module):
     @staticmethod
     def _filter(u: Tensor, half: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(u) * half, s=u.shape[-2:])
+
+
+def _mixed(matrix: Tensor, u: Tensor) -> Tensor:
+    """Returns the channels mixed by a matrix, in full precision under any autocast."""
+    return (matrix[:, :, None, None] * u.unsqueeze(-4)).sum(-3)
 
 
 def _check_shape(who: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -23,9 +23,7 @@ def depends_on(energy: ClassifierEnergy, sampler: Langevin) -> dict[str, Any]:
         sampler: The sampler of the chains.
     """
     strength = getattr(energy.start, "strength", None)
-    kind = energy.reference.mean.device.type
-    reduced = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if reduced else energy.reference.mean.dtype
+    precision = energy.precision or energy.reference.mean.dtype
     return {
         "sampler": asdict(sampler),
         "density": sampler.density,
@@ -36,7 +34,7 @@ def depends_on(energy: ClassifierEnergy, sampler: Langevin) -> dict[str, Any]:
         "smoothing": None if energy.smoothing is None else asdict(energy.smoothing),
         "start": type(energy.start).__name__,
         "strength": None if strength is None else round(float(strength), 6),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(precision).removeprefix("torch."),
         "weights": _weights(energy),
     }
 

@@ -140,6 +140,7 @@ def _metrics(recipe: Recipe, tuner: Finetuner, accuracy_after: float) -> dict[st
         "chains_begun_anew": tuner.journal.lines[-1]["begun_anew"],
         "chains_begun_at_data": tuner.journal.lines[-1]["begun_at_data"],
         "equivalent": recipe.finetune.sampler.equivalent(tuner.energy.gain),
+        "reduced_precision": tuner.learner.reduced,
         "seconds_before_tuning": tuner.notes["seconds_before_tuning"],
         "seconds_tuning": round(tuner.seconds, 1),
     } | machine()

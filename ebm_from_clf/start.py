@@ -178,7 +178,8 @@ class ClassGaussian(Start):
         """Draws images of the classes y; see :class:`Start`."""
         rank, dim = self.components.shape[1], self.mean[0].numel()
         z = normal(self.mean.new_empty(len(y), rank + dim), generator)
-        low = torch.einsum("br,br...->b...", z[:, :rank], self.components[y])
+        with torch.autocast(z.device.type, enabled=False):
+            low = torch.einsum("br,br...->b...", z[:, :rank], self.components[y])
         x = self.mean[y] + low + self.residual[y] * z[:, rank:].view(-1, *self.mean.shape[1:])
         return resize(x, self.size).clamp(0, 1)
 

@@ -198,7 +198,7 @@ class Synthesizer:
         found = Marginal(energy) if self.joint else energy
         if energy.smoothing is not None:
             return found  # every pass draws other changes
-        return self._recorder.of(found, (energy.gain, energy.gauge, self.joint))
+        return self._recorder.of(found, (energy.gain, energy.gauge, energy.precision, self.joint))
 
     def swift_energy(self) -> ClassifierEnergy:
         """Returns the energy of single classes at the least cost of a pass."""

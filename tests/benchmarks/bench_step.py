@@ -57,7 +57,7 @@ def compare(name, kwargs, shape, batch, pairs=15, steps=3):
         sampler(energy, u, y, generator=generator)
 
     def reduced():
-        with passes(True, u.device):
+        with passes(True, energy):
             chain()
 
     floor(), chain(), reduced()
