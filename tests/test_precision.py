@@ -110,12 +110,14 @@ def test_weights_are_followed_under_an_autocast_of_the_caller(digits):  # noqa: 
 def test_a_run_under_an_autocast_of_the_caller_is_resumed_bit_for_bit(digits):  # noqa: F811
     settings = Settings(updates=4, warm_start=WarmStart(1), **QUICK)
     with autocast():
-        whole, first, second = (Finetuner(energy(digits), digits, settings) for _ in range(3))
+        whole, first = (Finetuner(energy(digits), digits, settings) for _ in range(2))
         whole.run()
         for batch in first.batches():
             first.step(*batch)
             if first.update == 2:
                 break
+        # It is looked at whether a new one can be denoised, and its weights are remembered.
+        second = Finetuner(energy(digits), digits, settings)
         second.load_state_dict(first.state_dict())
         second.run()
     assert torch.equal(weights(second.energy.classifier), weights(whole.energy.classifier))
