@@ -159,6 +159,7 @@ def row(name, seed, a, judges):
     except Diverged as error:
         return numbers | {"diverged": str(error)}, None
     numbers |= {"seconds": round(tuner.seconds), "actions": tuner.guard.actions}
+    numbers["reduced_precision"] = tuner.learner.reduced
     chains = tuner.gen.sampler
     numbers |= {"accuracy_after": accuracy(energy, test), "n_steps": chains.n_steps}
     numbers["step_size"] = chains.step_size
