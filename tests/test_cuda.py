@@ -249,8 +249,10 @@ class Waiting(nn.Module):
         return self.network(x) if float(x.detach().sum()) < 1e9 else x
 
 
-def test_passes_that_are_played_are_those_of_the_energy(digits):
+@pytest.mark.parametrize("precision, error", [(None, 1e-5), (torch.bfloat16, 0.1)])
+def test_passes_that_are_played_are_those_of_the_energy(digits, precision, error):
     tuner = Finetuner(energy(digits), digits, settings(updates=20))
+    tuner.energy.precision = precision
     batches, known = tuner.batches(), None
     for n, gain in ((7, 1.0), (7, 1.0), (8, 1.0), (7, 1.5)):
         tuner.energy.gain *= gain
@@ -262,7 +264,7 @@ def test_passes_that_are_played_are_those_of_the_energy(digits):
         for found, expected in zip(
             energy_and_score(played, u, y), energy_and_score(plain, u, y), strict=True
         ):
-            assert close(found, expected.cpu(), 1e-5)
+            assert close(found, expected.cpu(), error)
         # The same recording follows the weights; another gain needs another one.
         passes = synthesizer._recorder._passes
         last, known = known, passes[next(k for k in passes if k[0] == 7)]
@@ -270,7 +272,7 @@ def test_passes_that_are_played_are_those_of_the_energy(digits):
         tuner.step(*next(batches))
     tuner.descent.finish()
     played, plain = synthesizer.chain_energy(), synthesizer.swift_energy()
-    assert close(energy_and_score(played, u, y)[1], energy_and_score(plain, u, y)[1].cpu(), 1e-5)
+    assert close(energy_and_score(played, u, y)[1], energy_and_score(plain, u, y)[1].cpu(), error)
 
 
 def test_a_network_that_no_graph_can_hold_learns_without(digits):
