@@ -107,7 +107,6 @@ class Descent:
         norm = self.accelerator.clip_grad_norm_(parameters, largest)
         self.optimizer.step()
         self.average.update(self.classifier, update + 1)
-        torch.clear_autocast_cache()  # the caller's would go on with the weights before
         # In float16 the scale of the gradient is found by trial; no harm is done.
         skipped = getattr(self.optimizer, "step_was_skipped", False)
         return torch.zeros_like(norm) if skipped else norm
@@ -129,9 +128,7 @@ class Descent:
         self.classifier.load_state_dict(state["classifier"])
         self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.clear_autocast_cache()
 
     def finish(self) -> None:
         """Puts the average in the place of the weights."""
         self.classifier.load_state_dict(self.average.module.state_dict())
-        torch.clear_autocast_cache()

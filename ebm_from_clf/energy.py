@@ -14,7 +14,6 @@ __all__ = ["ClassifierEnergy"]
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -183,7 +182,10 @@ class ClassifierEnergy(nn.Module):
         """
         network = self.classifier if wrapper is None else wrapper
         kind = x.device.type
-        cast = nullcontext() if self.precision is None else torch.autocast(kind, self.precision)
+        reduced = self.precision is not None or torch.is_autocast_enabled(kind)
+        dtype = self.precision or torch.get_autocast_dtype(kind)
+        # Under the caller's autocast a cache would outlive the pass, and weights change.
+        cast = torch.autocast(kind, dtype, enabled=reduced, cache_enabled=False)
         # Evaluation mode always: batch statistics would make U(u) depend on the other images.
         with evaluation_mode(network), cast:
             return network(self.space(x)).to(x.dtype)

@@ -4,12 +4,11 @@ r"""In which precision the passes of a network are made.
 
 is what bfloat16 leaves of a number. By `torch.autocast` that is so for weights and activations of
 the network, pass by pass; pixels, chains, scores, weights that learn and their averages stay in
-float32. The drift is then that of the network as it is rounded, about a tenth off for an untrained
-ReLU network. Chains learn against it as it is, and what was learned may be drawn from in either
-precision.
+float32. The drift is then that of the network as it is rounded: chains learn against it as it is,
+and what was learned may be drawn from in either precision.
 
-A processor that multiplies matrices in bfloat16 makes dense layers two to three times as fast, and
-depthwise ones slower; another one has to imitate it, at ten times the cost. So it is tried.
+Dense layers are faster in bfloat16 where a processor multiplies matrices in it, depthwise ones are
+not; one that has to imitate it is many times slower. So it is tried.
 
 References:
     | Mixed Precision Training (Micikevicius et al., 2018), https://arxiv.org/abs/1710.03740
@@ -29,7 +28,7 @@ from .modes import frozen
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
-WORTH = 0.8  # below it by chance alone if the two are alike: hardly ever
+WORTH = 0.8  # less is not worth the rounding
 PIXELS = 2**17  # enough that the time of a pass is that of its layers
 MOST = 64
 TRIALS = 3

@@ -1,6 +1,8 @@
 """Cost of a Langevin step against its floor, one forward and one input gradient of the network.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_step.py
+    TIMM_FUSED_ATTN=0 OMP_NUM_THREADS=2 python tests/benchmarks/bench_step.py
+    ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 python tests/benchmarks/bench_step.py
 
 The two are timed in turn within one run, and with them a step in bfloat16; ratios are medians over
 these turns.
@@ -21,6 +23,15 @@ CASES = {
         dict(
             in_chans=1, num_classes=10, layers=(1, 1, 1, 0), channels=(32, 64, 128, 128),
             stem_type="deep", stem_width=16, replace_stem_pool=True,
+        ),
+        (1, 32, 32),
+        64,
+    ),
+    "vit, 64 x 1x32x32": (
+        "vit_tiny_patch16_224",
+        dict(
+            in_chans=1, num_classes=10, img_size=32, patch_size=4, embed_dim=64, depth=3,
+            num_heads=4,
         ),
         (1, 32, 32),
         64,
