@@ -18,7 +18,8 @@ from torch.utils.data import Dataset, Subset
 from .batches import loader
 from .demo import PATCH_SOURCES, digits8x8, mnist5k, patches
 from .errors import UsageError
-from .folder import ImageFolder, to_pixels
+from .folder import ImageFolder
+from .image_file import to_pixels
 from .parts import part_folder
 from .space import dequantize, resize
 from .texture import TEXTURES, crops, exemplar

@@ -21,8 +21,8 @@ from .convert import convert, create_classifier, space_of
 from .edit import edit
 from .energy import ClassifierEnergy
 from .errors import UsageError
-from .folder import image_size, read_image, unlabelled
 from .generative import enlarged
+from .image_file import image_size, read_image, unlabelled
 from .labels import find_blend, find_class
 from .langevin import Langevin
 from .smooth import Smoothing

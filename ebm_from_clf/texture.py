@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .demo import skimage_picture
 from .errors import UsageError
-from .folder import image_size, read_image, to_pixels
+from .image_file import image_size, read_image, to_pixels
 
 TEXTURES = ("brick", "grass", "gravel")
 SHORTER = 256

@@ -15,7 +15,7 @@ from PIL import Image
 from skimage.data import chelsea
 
 import ebm_from_clf as ebm
-from ebm_from_clf.folder import to_pixels
+from ebm_from_clf.image_file import to_pixels
 from ebm_from_clf.labels import find_class
 from ebm_from_clf.pictures import grid
 

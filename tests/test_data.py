@@ -18,7 +18,8 @@ from PIL import Image
 from ebm_from_clf import PixelSpace, UsageError, data
 from ebm_from_clf.batches import Batches, loader
 from ebm_from_clf.data import Augment, Images, gather, load_data
-from ebm_from_clf.folder import FORMATS, ImageFolder, image_size, read_image
+from ebm_from_clf.folder import ImageFolder
+from ebm_from_clf.image_file import FORMATS, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
 from ebm_from_clf.reference_settings import ReferenceSettings

@@ -14,7 +14,7 @@ from skimage import data
 from ebm_from_clf import Smoothing, SpectralNoise, UsageError, convert, load
 from ebm_from_clf.cli import main
 from ebm_from_clf.convert import class_names, create_classifier
-from ebm_from_clf.folder import to_pixels
+from ebm_from_clf.image_file import to_pixels
 from ebm_from_clf.untrained import SAMPLER, auto_gain
 
 CATS, CUPS = {281, 282, 285}, {504, 967, 968}

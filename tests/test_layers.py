@@ -23,7 +23,7 @@ FLOORS = [
     ["denoise", "objective", "replay", "untrained"],
     ["synthesis"],
     ["contrastive", "theory"],
-    ["batches", "fault", "folders", "machine", "parts", "precision", "progress"],
+    ["batches", "fault", "folders", "image_file", "machine", "parts", "precision", "progress"],
     [
         "demo",
         "doctor",

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ebm_from_clf import Langevin, Smoothing, WhiteNoise, convert
 from ebm_from_clf.convert import create_classifier, space_of
-from ebm_from_clf.folder import to_pixels
+from ebm_from_clf.image_file import to_pixels
 from ebm_from_clf.judge import diversity, features
 from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid

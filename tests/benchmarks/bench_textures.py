@@ -20,8 +20,8 @@ from ebm_from_clf import Finetuner, sample
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.convert import create_classifier
 from ebm_from_clf.demo import skimage_picture
-from ebm_from_clf.folder import to_pixels
 from ebm_from_clf.generative import enlarged
+from ebm_from_clf.image_file import to_pixels
 from ebm_from_clf.machine import machine
 from ebm_from_clf.pictures import grid
 from ebm_from_clf.run import create_for
