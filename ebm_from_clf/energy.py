@@ -59,7 +59,7 @@ class ClassifierEnergy(nn.Module):
 
     Raises:
         ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
-            `reference` differ, or a box is asked for with a reference that mixes pixels.
+            `reference` differ, or `reflect` is asked for with a reference that mixes pixels.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Settings of the reference q of a run, and how they make one of its data.
 
 A reference is chosen by its kind: :class:`WhiteNoise`, :class:`SpectralNoise`,
-:class:`FittedGaussian` with the variances of pixels or frequencies, :class:`StationaryGaussian`.
+:class:`FittedGaussian` with the variances of pixels or frequencies, :class:`PrincipalGaussian`,
+:class:`StationaryGaussian`.
 """
 
 __all__ = ["ReferenceSettings"]
@@ -15,12 +16,15 @@ from torch.utils.data import Dataset, Subset
 from .batches import loader
 from .data import AT_ONCE
 from .fitted import FittedGaussian
+from .principal import PrincipalGaussian
 from .reference import Reference, WhiteNoise
 from .space import PixelSpace
 from .spectral import NATURAL_EXPONENT, SpectralNoise
 from .stationary import StationaryGaussian
 
-ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral", "stationary"]
+ReferenceKind = Literal[
+    "white", "spectral", "fitted", "fitted_spectral", "principal", "stationary"
+]
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,15 @@ class ReferenceSettings:
 
     Arguments:
         kind: `white`, `spectral` (1/f), or `fitted` to the mean and variance of every pixel, or
-            `fitted_spectral` to the mean, the spectrum and the colours, or `stationary` to those
-            of a texture, which then has any size.
+            `principal` to its principal components too, or `fitted_spectral` to the mean, the
+            spectrum and the colours, or `stationary` to those of a texture, which then has any
+            size.
         scale: Standard deviation of a pixel, for white and spectral.
         alpha: Exponent of the power spectrum, for spectral.
         floor: Least standard deviation of a pixel or frequency, for fitted ones.
+        rank: Number of components, for principal.
+        power: Power of the variances along and across them, for principal: at 1 those of the data,
+            at 0 pixels are independent.
         ceiling: Largest standard deviation of a frequency, as a fraction of that of a pixel, for
             stationary.
         n_images: At most so many images are read for a fitted one, evenly spaced over the data.
@@ -43,6 +51,8 @@ class ReferenceSettings:
     scale: float = 0.25
     alpha: float = NATURAL_EXPONENT
     floor: float = 0.05
+    rank: int = 64
+    power: float = 0.5
     ceiling: float = 1.0
     n_images: int = 50_000
 
@@ -56,6 +66,11 @@ class ReferenceSettings:
                 "ReferenceSettings: `scale`, `floor` and `ceiling` must be positive, "
                 f"got {self.scale}, {self.floor} and {self.ceiling}."
             )
+        if self.rank < 1 or not 0 <= self.power <= 1:
+            raise ValueError(
+                "ReferenceSettings: `rank` must be 1 or more and `power` between 0 and 1, got "
+                f"{self.rank} and {self.power}."
+            )
 
     def build(self, space: PixelSpace, dataset: Dataset) -> Reference:
         """Creates the reference for images of a space, fitted to data where it needs them."""
@@ -67,6 +82,10 @@ class ReferenceSettings:
         n = len(dataset)  # type: ignore[arg-type]
         some = Subset(dataset, range(0, n, -(-n // self.n_images)))
         images = (x for x, _ in loader(some, AT_ONCE))
+        if self.kind == "principal":
+            return PrincipalGaussian.fit(
+                torch.cat(list(images)), self.rank, self.power, self.floor
+            )
         if self.kind == "stationary":
             return StationaryGaussian.fit(images, self.floor, self.ceiling)
         covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"

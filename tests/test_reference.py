@@ -7,7 +7,7 @@ import stats
 import torch
 import toys
 
-from ebm_from_clf import FittedGaussian, SpectralNoise, WhiteNoise
+from ebm_from_clf import FittedGaussian, PrincipalGaussian, SpectralNoise, WhiteNoise
 from ebm_from_clf.spectral import power_law
 
 MEMBERS = {
@@ -18,6 +18,7 @@ MEMBERS = {
     "stationary": lambda s: FittedGaussian.fit(
         torch.rand(9, *s, generator=toys.seeded()), "spectral"
     ),
+    "principal": lambda s: PrincipalGaussian.fit(torch.rand(9, *s, generator=toys.seeded()), 5),
 }
 SHAPES = [(3, 4, 4), (3, 5, 4), (1, 4, 7), (3, 5, 3)]
 
@@ -130,6 +131,41 @@ def test_fit_matches_mean_and_variance_of_pixels():
     assert (whole.scale - parts.scale).abs().max() < 1e-6
 
 
+def planted(n=20_000):
+    """Images of a known Gaussian: two directions that vary more than all others, and a scale."""
+    sign = torch.tensor([1.0, -1.0]).repeat(8)
+    basis = torch.stack([torch.ones(16), sign], 1) / 4  # which leave the variances alike
+    factor = torch.eye(16) + basis @ torch.diag(torch.tensor([3.0, 1.5])) @ basis.T
+    factor = factor * torch.linspace(0.01, 0.04, 16)  # of the columns: pixels
+    noise = torch.randn(n, 16, generator=toys.seeded(11)) @ factor
+    return (0.5 + noise).view(n, 1, 4, 4), factor.T @ factor
+
+
+def test_principal_components_give_the_covariance():
+    """At the power 1 q has that of the data, 5 standard errors; at 0 the variances alone."""
+    x, truth = planted()
+    whole, half, alone = (
+        matrix(PrincipalGaussian.fit(x, 2, power, floor=0.001)) for power in (1.0, 0.5, 0.0)
+    )
+    scale = x.flatten(1).std(0, correction=0)
+    assert (alone - torch.diag(scale.double())).abs().max() < 1e-6
+    # Wishart: the standard error of a covariance.
+    error = ((truth.diagonal()[:, None] * truth.diagonal() + truth**2) / len(x)).sqrt()
+    away = [float(((a @ a.T - truth) / error).abs().max()) for a in (whole, half, alone)]
+    assert away[0] < 5, away
+    assert min(away[1:]) > 20, away
+
+
+def test_the_power_is_that_of_the_variances():
+    x, _ = planted(500)
+    whole, half = (PrincipalGaussian.fit(x, 3, p) for p in (1.0, 0.5))
+    ratio = half.spread.square() / half.rest.square()
+    assert ratio == pytest.approx(whole.spread / whole.rest, rel=1e-5)
+    for fitted in (whole, half):  # the mean variance of u stays
+        squares = fitted.spread.square().sum() + 13 * fitted.rest.square()
+        assert float(squares) == pytest.approx(16, rel=1e-5)
+
+
 def test_constant_pixels_get_the_floor():
     fitted = FittedGaussian.fit(torch.full((3, 1, 4, 4), 0.5), floor=0.05)
     assert fitted.scale.min() == pytest.approx(0.05)
@@ -156,8 +192,22 @@ def test_white_noise_has_its_law():
         lambda: FittedGaussian(torch.zeros(1, 2, 2), 1.0, amplitude=torch.zeros(2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(1, 1, 2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(2, 1, 2, 2), "diagonal"),
+        lambda: PrincipalGaussian.fit(torch.zeros(1, 1, 2, 2)),
+        lambda: PrincipalGaussian.fit(torch.zeros(2, 1, 2, 2), power=2.0),
+        lambda: PrincipalGaussian.fit(torch.zeros(2, 1, 2, 2), rank=-1),
+        lambda: PrincipalGaussian(
+            torch.zeros(1, 2, 2), 1.0, torch.ones(1, 1, 2, 2), torch.ones(1), 1.0
+        ),
+        lambda: PrincipalGaussian(
+            torch.zeros(1, 2, 2), 1.0, torch.ones(1, 1, 2, 3), torch.ones(1), 1.0
+        ),
+        lambda: PrincipalGaussian(
+            torch.zeros(1, 2, 2), 1.0, torch.eye(4)[:1].view(1, 1, 2, 2), torch.zeros(1), 1.0
+        ),
     ],
 )
 def test_bad_arguments_are_refused(build):
-    with pytest.raises(ValueError, match=r"WhiteNoise|SpectralNoise|FittedGaussian"):
+    with pytest.raises(
+        ValueError, match=r"WhiteNoise|SpectralNoise|FittedGaussian|PrincipalGaussian"
+    ):
         build()
