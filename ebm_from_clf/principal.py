@@ -64,7 +64,9 @@ class PrincipalGaussian(Reference):
                 f"(r, {', '.join(map(str, mean.shape))}) and `spread` (r), got "
                 f"{tuple(components.shape)} and {tuple(spread.shape)}."
             )
-        self.register_buffer("components", components.detach().clone().float())
+        # In one layout: that of saved ones, whose products round alike.
+        own = components.detach().float().clone(memory_format=torch.contiguous_format)
+        self.register_buffer("components", own)
         self.register_buffer("spread", spread.detach().clone().float())
         self.register_buffer("rest", torch.as_tensor(rest).detach().clone().float())
         basis = self.components.double().flatten(1)

@@ -22,6 +22,7 @@ from ebm_from_clf.folder import ImageFolder
 from ebm_from_clf.image_file import FORMATS, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
 from ebm_from_clf.parts import held_out
+from ebm_from_clf.principal import PrincipalGaussian
 from ebm_from_clf.reference_settings import ReferenceSettings
 
 
@@ -589,6 +590,17 @@ def test_a_fitted_reference_reads_so_many_images():
     assert torch.equal(found.mean, images.double().mean(0).float())
     with pytest.raises(ValueError, match="`n_images` must be 2 or more"):
         ReferenceSettings(n_images=1)
+
+
+def test_a_principal_reference_is_fitted_to_data():
+    space = PixelSpace([0.5], [0.5], (4, 4))
+    found = ReferenceSettings("principal", rank=2, power=1.0).build(space, Counted())
+    images = torch.stack([image for image, _ in Counted()])
+    expected = PrincipalGaussian.fit(images, 2, 1.0, 0.05)
+    assert torch.equal(found.components, expected.components)
+    assert torch.equal(found.spread, expected.spread)
+    with pytest.raises(ValueError, match="`rank` must be 1 or more"):
+        ReferenceSettings("principal", rank=0)
 
 
 def test_gathering_everything_keeps_the_order():
