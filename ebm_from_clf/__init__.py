@@ -19,7 +19,6 @@ from .fitted import FittedGaussian as FittedGaussian
 from .langevin import Langevin as Langevin
 from .mixture import ClassMixture as ClassMixture
 from .objective import Objective as Objective
-from .principal import PrincipalGaussian as PrincipalGaussian
 from .reference import Reference as Reference
 from .reference import WhiteNoise as WhiteNoise
 from .sample import sample as sample

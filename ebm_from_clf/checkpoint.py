@@ -30,7 +30,6 @@ from .frame import FrameConvNet
 from .generative import GenerativeConvNet
 from .langevin import Langevin
 from .mixture import ClassMixture
-from .principal import PrincipalGaussian
 from .reference import Reference, WhiteNoise
 from .smooth import Coarse, Smoothing
 from .space import PixelSpace
@@ -38,8 +37,9 @@ from .spectral import SpectralNoise
 from .start import ClassGaussian, ReferenceStart, Start, UniformStart
 from .stationary import StationaryGaussian
 
-KINDS = (WhiteNoise, SpectralNoise, FittedGaussian, PrincipalGaussian, StationaryGaussian)
-REFERENCES = {c.__name__: c for c in KINDS}
+REFERENCES = {
+    c.__name__: c for c in (WhiteNoise, SpectralNoise, FittedGaussian, StationaryGaussian)
+}
 OWN = (FrameConvNet, GenerativeConvNet)  # networks that timm does not know
 KEPT_STARTS = ("ClassGaussian", "ClassMixture", "ReferenceStart", "UniformStart")
 FORMAT = 1

@@ -15,7 +15,6 @@ from ebm_from_clf import (
     DataStart,
     FittedGaussian,
     Langevin,
-    PrincipalGaussian,
     ReferenceStart,
     SpectralNoise,
     UniformStart,
@@ -76,7 +75,7 @@ REFERENCES = {
     "spectral, alpha": lambda: SpectralNoise(images()[0], 0.167, 1.7),
     "fitted": lambda: FittedGaussian.fit(images()),
     "fitted spectral": lambda: FittedGaussian.fit(images(), "spectral"),
-    "principal": lambda: PrincipalGaussian.fit(images(), rank=2),
+    "fitted pixel spectral": lambda: FittedGaussian.fit(images(), "pixel_spectral", power=0.5),
     "fitted, all parts": lambda: FittedGaussian(
         images()[0], 0.1 + images(seed=2)[0], amplitude(), 0.02 * torch.eye(3) + 0.01
     ),

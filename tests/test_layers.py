@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 FLOORS = [
     ["errors", "lead", "mapped", "modes", "noise", "one_class", "restart", "slots", "stride"],
     ["curriculum", "drift", "fold", "frame", "graph", "reference", "smooth", "space"],
-    ["fitted", "gauge", "principal", "spectral", "start", "stationary", "support"],
+    ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],
     [
         "adversarial",

@@ -7,7 +7,7 @@ import stats
 import torch
 import toys
 
-from ebm_from_clf import FittedGaussian, PrincipalGaussian, SpectralNoise, WhiteNoise
+from ebm_from_clf import FittedGaussian, SpectralNoise, WhiteNoise
 from ebm_from_clf.spectral import power_law
 
 MEMBERS = {
@@ -18,7 +18,9 @@ MEMBERS = {
     "stationary": lambda s: FittedGaussian.fit(
         torch.rand(9, *s, generator=toys.seeded()), "spectral"
     ),
-    "principal": lambda s: PrincipalGaussian.fit(torch.rand(9, *s, generator=toys.seeded()), 5),
+    "both": lambda s: FittedGaussian.fit(
+        torch.rand(9, *s, generator=toys.seeded()), "pixel_spectral", power=0.5
+    ),
 }
 SHAPES = [(3, 4, 4), (3, 5, 4), (1, 4, 7), (3, 5, 3)]
 
@@ -131,39 +133,40 @@ def test_fit_matches_mean_and_variance_of_pixels():
     assert (whole.scale - parts.scale).abs().max() < 1e-6
 
 
-def planted(n=20_000):
-    """Images of a known Gaussian: two directions that vary more than all others, and a scale."""
-    sign = torch.tensor([1.0, -1.0]).repeat(8)
-    basis = torch.stack([torch.ones(16), sign], 1) / 4  # which leave the variances alike
-    factor = torch.eye(16) + basis @ torch.diag(torch.tensor([3.0, 1.5])) @ basis.T
-    factor = factor * torch.linspace(0.01, 0.04, 16)  # of the columns: pixels
-    noise = torch.randn(n, 16, generator=toys.seeded(11)) @ factor
-    return (0.5 + noise).view(n, 1, 4, 4), factor.T @ factor
+def scaled_field(n):
+    """Images of a spectral field times a scale of every pixel, and the field."""
+    field = SpectralNoise(torch.zeros(3, 9, 8), 1.0, 2.0)
+    scale = 0.02 + 0.08 * torch.rand(3, 9, 8, generator=toys.seeded(6))
+    mean = torch.full((3, 9, 8), 0.5)
+    return mean + scale * field.sample(n, generator=toys.seeded(7)), scale, field
 
 
-def test_principal_components_give_the_covariance():
-    """At the power 1 q has that of the data, 5 standard errors; at 0 the variances alone."""
-    x, truth = planted()
-    whole, half, alone = (
-        matrix(PrincipalGaussian.fit(x, 2, power, floor=0.001)) for power in (1.0, 0.5, 0.0)
-    )
-    scale = x.flatten(1).std(0, correction=0)
-    assert (alone - torch.diag(scale.double())).abs().max() < 1e-6
-    # Wishart: the standard error of a covariance.
-    error = ((truth.diagonal()[:, None] * truth.diagonal() + truth**2) / len(x)).sqrt()
-    away = [float(((a @ a.T - truth) / error).abs().max()) for a in (whole, half, alone)]
-    assert away[0] < 5, away
-    assert min(away[1:]) > 20, away
+def test_fit_recovers_scale_and_spectrum():
+    n = 20_000
+    x, scale, truth = scaled_field(n)
+    fitted = FittedGaussian.fit(x.split(5000), "pixel_spectral", floor=1e-4)
+    assert (fitted.scale / scale - 1).abs().max() < 5 / math.sqrt(2 * n)
+    z = (fitted.amplitude.double() / power_law((9, 8), 2.0)).square() - 1
+    assert z.abs().max() * math.sqrt(3 * n / 2) < 5
+    # A correlation r of n pairs has the error (1 - r^2) / sqrt(n), less with 72 pixels each.
+    assert (fitted.color - truth.color).abs().max() < 5 / math.sqrt(n)
+    alone = FittedGaussian.fit(x, "spectral", floor=1e-4)
+    assert (alone.amplitude.double() / power_law((9, 8), 2.0)).square().sub(1).abs().max() > 0.1
 
 
-def test_the_power_is_that_of_the_variances():
-    x, _ = planted(500)
-    whole, half = (PrincipalGaussian.fit(x, 3, p) for p in (1.0, 0.5))
-    ratio = half.spread.square() / half.rest.square()
-    assert ratio == pytest.approx(whole.spread / whole.rest, rel=1e-5)
-    for fitted in (whole, half):  # the mean variance of u stays
-        squares = fitted.spread.square().sum() + 13 * fitted.rest.square()
-        assert float(squares) == pytest.approx(16, rel=1e-5)
+@pytest.mark.parametrize("covariance", ["spectral", "pixel_spectral"])
+def test_the_power_is_that_of_the_covariances(covariance):
+    x, _, _ = scaled_field(500)
+    whole, half, none = (FittedGaussian.fit(x, covariance, power=p) for p in (1.0, 0.5, 0.0))
+    a, b = whole.amplitude.square(), half.amplitude.square()
+    assert (b / b.mean() - a.sqrt() / a.sqrt().mean()).abs().max() < 1e-5
+    square = half.color @ half.color
+    assert (square / square.trace() - whole.color / whole.color.trace()).abs().max() < 1e-5
+    assert (none.amplitude - 1).abs().max() < 1e-6
+    for fitted in (whole, half, none):  # the mean variance stays
+        assert float(fitted.amplitude.square().mean()) == pytest.approx(1, rel=1e-5)
+        assert float(fitted.color.trace()) == pytest.approx(float(whole.color.trace()), rel=1e-5)
+    assert (none.color - none.color[0, 0] * torch.eye(3)).abs().max() < 1e-6
 
 
 def test_constant_pixels_get_the_floor():
@@ -192,22 +195,10 @@ def test_white_noise_has_its_law():
         lambda: FittedGaussian(torch.zeros(1, 2, 2), 1.0, amplitude=torch.zeros(2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(1, 1, 2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(2, 1, 2, 2), "diagonal"),
-        lambda: PrincipalGaussian.fit(torch.zeros(1, 1, 2, 2)),
-        lambda: PrincipalGaussian.fit(torch.zeros(2, 1, 2, 2), power=2.0),
-        lambda: PrincipalGaussian.fit(torch.zeros(2, 1, 2, 2), rank=-1),
-        lambda: PrincipalGaussian(
-            torch.zeros(1, 2, 2), 1.0, torch.ones(1, 1, 2, 2), torch.ones(1), 1.0
-        ),
-        lambda: PrincipalGaussian(
-            torch.zeros(1, 2, 2), 1.0, torch.ones(1, 1, 2, 3), torch.ones(1), 1.0
-        ),
-        lambda: PrincipalGaussian(
-            torch.zeros(1, 2, 2), 1.0, torch.eye(4)[:1].view(1, 1, 2, 2), torch.zeros(1), 1.0
-        ),
+        lambda: FittedGaussian.fit(torch.zeros(2, 1, 2, 2), "spectral", power=2.0),
+        lambda: FittedGaussian.fit(iter([torch.zeros(2, 1, 2, 2)]), "pixel_spectral"),
     ],
 )
 def test_bad_arguments_are_refused(build):
-    with pytest.raises(
-        ValueError, match=r"WhiteNoise|SpectralNoise|FittedGaussian|PrincipalGaussian"
-    ):
+    with pytest.raises(ValueError, match=r"WhiteNoise|SpectralNoise|FittedGaussian"):
         build()
