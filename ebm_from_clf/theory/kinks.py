@@ -246,10 +246,8 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
 
 
 def _residual(walk: _Walk) -> float:
-    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1].
-
-    At its kink is also a unit that is given what another one at its kink returns, and not kept.
-    """
+    """Returns |u - B| with the units' own slopes, but at the kinks those found, in [0, 1]."""
+    # At its kink is also a unit that is given what another one there returns, and not kept.
     r = _flat(Structure.at(walk.structure.energy, walk.u).graph.before)
     slope = torch.where(r.abs() <= _near(r), walk.on, (r > 0).to(r))
     slope[walk.kept] = walk.target()[1][walk.kept].clamp(0, 1)
