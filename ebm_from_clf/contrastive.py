@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .chains import ChainStore
 from .energy import ClassifierEnergy
-from .gauge import check_batch
+from .gauge import check_classes
 from .langevin import Langevin
 from .lead import Lead
 from .marginal import joint
@@ -126,7 +126,14 @@ class Contrastive(nn.Module):
         """
         self.energy.space.check(x)
         check_pixels("Contrastive", x)
-        check_batch(y, len(x), self.energy.n_classes)
+        check_classes(y, len(x), self.energy.n_classes)
+        if y.is_floating_point():
+            raise ValueError(
+                f"Contrastive: `y` must hold one class index per image, got {y.dtype} of shape "
+                f"{tuple(y.shape)}."
+            )
+        if not len(y):
+            raise ValueError("Contrastive: the batch is empty. Give at least one image.")
         y = y.long()
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)

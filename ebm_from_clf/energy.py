@@ -54,11 +54,12 @@ class ClassifierEnergy(nn.Module):
     Three attributes travel with it and serve `sample()`: `start`, where chains begin, `sampler`,
     how they move, and `class_names`. Fine-tuning sets them to what it used. Two more are for
     classifiers that were not: `coarse`, a first stage of chains, and `kept`, a region that they
-    leave alone; see :func:`edit`. With a `precision` the classifier runs in it, by autocast.
+    leave alone; see :func:`edit`. With a `precision` passes of the classifier are made in it, by
+    `torch.autocast`; all else is not.
 
     Raises:
         ValueError: If an option is unknown, the gain is not positive, the shapes of `space` and
-            `reference` differ, or `reflect` is asked for with a reference that mixes pixels.
+            `reference` differ, or a box is asked for with a reference that mixes pixels.
     """
 
     def __init__(
@@ -148,7 +149,12 @@ class ClassifierEnergy(nn.Module):
         return [self.smoothing.view(u, generator) for _ in range(self.smoothing.draws)]
 
     def all_tilts(self, u: Tensor, views: Sequence[View] | None = None) -> Tensor:
-        """Returns the mean over changes of :meth:`each_tilts`, with shape (B, K)."""
+        """Returns the tilts of all classes, averaged over changes, with shape (B, K).
+
+        Arguments:
+            u: Whitened coordinates, with shape (B, C, H, W).
+            views: The changes. `None` for some that are the same at every call.
+        """
         found = self.each_tilts(u, views)
         return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 

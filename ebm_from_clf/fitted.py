@@ -1,29 +1,23 @@
 r"""A reference with the moments of a data set.
 
-.. math:: A = \mathrm{diag}(s) \; (L \otimes \mathcal{F}^{-1} a \mathcal{F})
+With the mean :math:`\mu` it is either
 
-with the mean :math:`\mu`, and the standard deviation s of every pixel; or the covariance
-:math:`L L^\top` of the channels and the power :math:`a(k)^2` at every frequency k, as for a
-stationary residual; or s, and those of the residual divided by s.
+.. math:: A = \mathrm{diag}(s) \qquad \text{or} \qquad A = L \otimes \mathcal{F}^{-1} a \mathcal{F}
 
-A step of a chain is as long in every direction of u. Over independent pixels it is short along
-what images share, strokes and shades, beside how far they vary there, and long along what none of
-them has: long chains roughen. Over all of the spectrum it throws strokes about. A power p between
-the two, :math:`a^p` and :math:`(L L^\top)^p` at the same mean variance, is a compromise.
+with the standard deviation s of every pixel, or, for a stationary residual, the covariance
+:math:`L L^\top` of the channels and the power :math:`a(k)^2` at every frequency k.
 """
 
-__all__ = ["Covariance", "FittedGaussian"]
+__all__ = ["FittedGaussian"]
 
-from collections.abc import Iterable, Iterator
-from typing import Literal, get_args
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .reference import Reference
 from .space import check_pixels
-
-Covariance = Literal["pixel", "spectral", "pixel_spectral"]
 
 
 class FittedGaussian(Reference):
@@ -57,77 +51,49 @@ class FittedGaussian(Reference):
     def fit(
         cls,
         images: Tensor | Iterable[Tensor],
-        covariance: Covariance = "pixel",
+        covariance: Literal["pixel", "spectral"] = "pixel",
         floor: float = 0.02,
-        power: float = 1.0,
     ) -> "FittedGaussian":
         r"""Fits q by matching moments.
 
         `pixel` matches the mean and the variance of every pixel. `spectral` matches the mean,
         the covariance of the channels and the power at every frequency of the residual.
-        `pixel_spectral` matches the mean and the variance of every pixel, and then those of the
-        residual in standard deviations of its pixels.
 
         Arguments:
-            images: Images in [0, 1], with shape (N, C, H, W), or an iterable of such batches,
-                which `pixel_spectral` reads twice.
+            images: Images in [0, 1], with shape (N, C, H, W), or an iterable of such batches.
             covariance: Which covariance to match.
             floor: The least standard deviation, in pixels, of a pixel or of a frequency: a
-                pixel that is constant in the data would make A singular. For `pixel_spectral`
-                that of a frequency is in standard deviations of a pixel.
-            power: The power p of the covariances of channels and frequencies, between 0, where
-                they are left out, and 1.
+                pixel that is constant in the data would make A singular.
 
         Raises:
-            ValueError: If there are fewer than two images, they are not in [0, 1], can be read
-                only once, or `covariance` or `power` is unknown.
+            ValueError: If there are fewer than two images, they are not in [0, 1], or
+                `covariance` is unknown.
         """
-        if covariance not in get_args(Covariance):
+        if covariance not in ("pixel", "spectral"):
             raise ValueError(
-                f"FittedGaussian: `covariance` is one of {get_args(Covariance)}, got "
-                f"{covariance!r}."
+                f"FittedGaussian: `covariance` is 'pixel' or 'spectral', got {covariance!r}."
             )
-        if not 0 <= power <= 1:
-            raise ValueError(f"FittedGaussian: `power` must be between 0 and 1, got {power}.")
-        if covariance == "pixel_spectral" and isinstance(images, Iterator):
-            raise ValueError(
-                "FittedGaussian: 'pixel_spectral' reads images twice. Give a tensor or a list."
-            )
-        scale: Tensor | float = 1.0
-        if covariance != "spectral":
-            mean, square = _moments(images, None)
-            scale = (square - mean.square()).clamp_min(floor**2).sqrt()
+        n = 0
+        total: Tensor | float = 0.0
+        square: Tensor | float = 0.0
+        for x in [images] if isinstance(images, Tensor) else images:
+            check_pixels("FittedGaussian", x)
+            x = x.double()
+            n += len(x)
+            total = total + x.sum(0)
             if covariance == "pixel":
-                return cls(mean, scale)
-        mean, cross = _moments(images, scale)
+                square = square + x.square().sum(0)
+            else:
+                wave = torch.fft.fft2(x, norm="ortho")
+                square = square + torch.einsum("nchw,ndhw->cdhw", wave, wave.conj())
+        if n < 2 or not isinstance(total, Tensor) or not isinstance(square, Tensor):
+            raise ValueError(f"FittedGaussian: at least two images are needed, got {n}.")
+        mean = total / n
+        if covariance == "pixel":
+            return cls(mean, (square / n - mean.square()).clamp_min(floor**2).sqrt())
         wave = torch.fft.fft2(mean, norm="ortho")
-        cross = cross - torch.einsum("chw,dhw->cdhw", wave, wave.conj())
-        return cls(scale * mean, scale, *_tempered(*_stationary(cross, floor), power))
-
-
-def _moments(
-    images: Tensor | Iterable[Tensor], scale: Tensor | float | None
-) -> tuple[Tensor, Tensor]:
-    """Returns means over images: themselves and their squares, or over a scale and the spectrum.
-
-    The cross-spectrum has the shape (C, C, H, W).
-    """
-    n = 0
-    total: Tensor | float = 0.0
-    square: Tensor | float = 0.0
-    for x in [images] if isinstance(images, Tensor) else images:
-        check_pixels("FittedGaussian", x)
-        x = x.double() / (1.0 if scale is None else scale)
-        n += len(x)
-        total = total + x.sum(0)
-        if scale is None:
-            square = square + x.square().sum(0)
-        else:
-            wave = torch.fft.fft2(x, norm="ortho")
-            square = square + torch.einsum("nchw,ndhw->cdhw", wave, wave.conj())
-    if n < 2 or not isinstance(total, Tensor) or not isinstance(square, Tensor):
-        raise ValueError(f"FittedGaussian: at least two images are needed, got {n}.")
-    return total / n, square / n
+        cross = square / n - torch.einsum("chw,dhw->cdhw", wave, wave.conj())
+        return cls(mean, 1.0, *_stationary(cross, floor))
 
 
 def _stationary(cross: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -139,14 +105,3 @@ def _stationary(cross: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     power = torch.einsum("ec,cdhw,ed->hw", whiten, cross, whiten).real / len(color)
     power = power.clamp_min(floor**2 / color.diagonal().mean())
     return (power / power.mean()).sqrt(), color
-
-
-def _tempered(amplitude: Tensor, color: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Returns a power of the covariances of frequencies and of channels, of the same mean."""
-    if power == 1:
-        return amplitude, color
-    amplitude = amplitude**power
-    value, vector = torch.linalg.eigh(color)
-    value = value**power
-    value = value * (color.trace() / value.sum())
-    return amplitude / amplitude.square().mean().sqrt(), (vector * value) @ vector.T

@@ -7,7 +7,7 @@ A softmax leaves g open, a function of the image. It changes every :math:`p_c` b
 classifier.
 """
 
-__all__ = ["Gauge", "check_batch", "check_classes", "check_gauge", "gauged", "pick"]
+__all__ = ["Gauge", "check_classes", "check_gauge", "gauged", "pick"]
 
 from typing import Literal, get_args
 
@@ -80,19 +80,3 @@ def check_classes(y: Tensor, n: int, n_classes: int | None) -> None:
             f"ClassifierEnergy: classes are 0 to {n_classes - 1}, got "
             f"{int(y.min())} to {int(y.max())}."
         )
-
-
-def check_batch(y: Tensor, n: int, n_classes: int | None) -> None:
-    """Checks class indices of a batch to learn from; arguments as for :func:`check_classes`.
-
-    Raises:
-        ValueError: If `y` is not one existing class index per image, or there is no image.
-    """
-    check_classes(y, n, n_classes)
-    if y.is_floating_point():
-        raise ValueError(
-            f"Contrastive: `y` must hold one class index per image, got {y.dtype} of shape "
-            f"{tuple(y.shape)}."
-        )
-    if not n:
-        raise ValueError("Contrastive: the batch is empty. Give at least one image.")

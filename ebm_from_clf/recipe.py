@@ -127,10 +127,10 @@ class Recipe:
                 "Recipe: `uint8` chains are clipped to [0, 1], the energy is unbounded. Use "
                 "float16, or a support on the box."
             )
-        if self.energy.support == "reflect" and self.reference.kind not in ("white", "fitted"):
+        if self.energy.support != "unbounded" and self.reference.kind not in ("white", "fitted"):
             raise ValueError(
-                "Recipe: support 'reflect' needs a reference that acts on each pixel alone, got "
-                f"{self.reference.kind!r}. Use white or fitted, or another support."
+                f"Recipe: support {self.energy.support!r} needs a reference that acts on each "
+                f"pixel alone, got {self.reference.kind!r}. Use white or fitted, or unbounded."
             )
         if flat and (settings.objective.scores == "joint" or settings.learn_gain):
             raise ValueError(

@@ -1,36 +1,26 @@
 """Settings of the reference q of a run, and how they make one of its data.
 
 A reference is chosen by its kind: :class:`WhiteNoise`, :class:`SpectralNoise`,
-:class:`FittedGaussian` with the variances of pixels, of frequencies or of both,
-:class:`StationaryGaussian`.
+:class:`FittedGaussian` with the variances of pixels or frequencies, :class:`StationaryGaussian`.
 """
 
 __all__ = ["ReferenceSettings"]
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from .batches import loader
 from .data import AT_ONCE
-from .fitted import Covariance, FittedGaussian
+from .fitted import FittedGaussian
 from .reference import Reference, WhiteNoise
 from .space import PixelSpace
 from .spectral import NATURAL_EXPONENT, SpectralNoise
 from .stationary import StationaryGaussian
 
-ReferenceKind = Literal[
-    "white", "spectral", "fitted", "fitted_spectral", "fitted_pixel_spectral", "stationary"
-]
-COVARIANCES: dict[str, Covariance] = {
-    "fitted": "pixel",
-    "fitted_spectral": "spectral",
-    "fitted_pixel_spectral": "pixel_spectral",
-}
+ReferenceKind = Literal["white", "spectral", "fitted", "fitted_spectral", "stationary"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +29,11 @@ class ReferenceSettings:
 
     Arguments:
         kind: `white`, `spectral` (1/f), or `fitted` to the mean and variance of every pixel, or
-            `fitted_spectral` to the mean, the spectrum and the colours, or
-            `fitted_pixel_spectral` to all of these, or `stationary` to those of a texture, which
-            then has any size.
+            `fitted_spectral` to the mean, the spectrum and the colours, or `stationary` to those
+            of a texture, which then has any size.
         scale: Standard deviation of a pixel, for white and spectral.
         alpha: Exponent of the power spectrum, for spectral.
         floor: Least standard deviation of a pixel or frequency, for fitted ones.
-        power: Power of the covariances of frequencies and colours, for spectral fitted ones: 1
-            for those of the data, 0 for none.
         ceiling: Largest standard deviation of a frequency, as a fraction of that of a pixel, for
             stationary.
         n_images: At most so many images are read for a fitted one, evenly spaced over the data.
@@ -56,7 +43,6 @@ class ReferenceSettings:
     scale: float = 0.25
     alpha: float = NATURAL_EXPONENT
     floor: float = 0.05
-    power: float = 1.0
     ceiling: float = 1.0
     n_images: int = 50_000
 
@@ -70,10 +56,6 @@ class ReferenceSettings:
                 "ReferenceSettings: `scale`, `floor` and `ceiling` must be positive, "
                 f"got {self.scale}, {self.floor} and {self.ceiling}."
             )
-        if not 0 <= self.power <= 1:
-            raise ValueError(
-                f"ReferenceSettings: `power` must be between 0 and 1, got {self.power}."
-            )
 
     def build(self, space: PixelSpace, dataset: Dataset) -> Reference:
         """Creates the reference for images of a space, fitted to data where it needs them."""
@@ -84,21 +66,8 @@ class ReferenceSettings:
             return SpectralNoise(mean, self.scale, self.alpha)
         n = len(dataset)  # type: ignore[arg-type]
         some = Subset(dataset, range(0, n, -(-n // self.n_images)))
-        images = Images(some)
+        images = (x for x, _ in loader(some, AT_ONCE))
         if self.kind == "stationary":
             return StationaryGaussian.fit(images, self.floor, self.ceiling)
-        return FittedGaussian.fit(images, COVARIANCES[self.kind], self.floor, self.power)
-
-
-class Images:
-    """Creates the batches of images of a data set, to be read as often as one likes.
-
-    Arguments:
-        dataset: Pairs of an image and a class index.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (x for x, _ in loader(self.dataset, AT_ONCE))
+        covariance: Literal["pixel", "spectral"] = "pixel" if self.kind == "fitted" else "spectral"
+        return FittedGaussian.fit(images, covariance, self.floor)

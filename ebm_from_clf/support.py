@@ -37,15 +37,15 @@ def check_support(support: str, reference: Reference) -> None:
         reference: The reference.
 
     Raises:
-        ValueError: If there is not, or chains are reflected and the reference mixes pixels.
+        ValueError: If there is not, or it is a box and the reference mixes pixels.
     """
     if support not in get_args(Support):
         raise ValueError(f"ClassifierEnergy: `support` is {get_args(Support)}, got {support!r}.")
-    if support == "reflect" and not reference.is_diagonal:
+    if support != "unbounded" and not reference.is_diagonal:
         raise ValueError(
-            "ClassifierEnergy: support 'reflect' needs a reference that acts on each pixel "
-            f"alone, got {type(reference).__name__}. Use WhiteNoise or a FittedGaussian with "
-            "covariance='pixel', or another support."
+            f"ClassifierEnergy: support {support!r} needs a reference that acts on each "
+            f"pixel alone, got {type(reference).__name__}. Use WhiteNoise or a FittedGaussian "
+            "with covariance='pixel', or support='unbounded'."
         )
 
 
@@ -54,14 +54,11 @@ def confine(u: Tensor, reference: Reference, support: Support, kept: Kept | None
 
     Arguments:
         u: Whitened coordinates, with shape (B, C, H, W).
-        reference: The reference; it acts on every pixel alone if chains are reflected.
+        reference: The reference; it acts on every pixel alone if the support is a box.
         support: The support.
         kept: The region that is kept.
     """
-    if support == "clamp" and not reference.is_diagonal:
-        x = reference.decode(u)
-        u = u + reference.solve(x.clamp(0, 1) - x)
-    elif support != "unbounded":
+    if support != "unbounded":
         low = (0 - reference.mean) / reference.scale
         width = 1 / reference.scale
         if support == "clamp":

@@ -75,7 +75,6 @@ REFERENCES = {
     "spectral, alpha": lambda: SpectralNoise(images()[0], 0.167, 1.7),
     "fitted": lambda: FittedGaussian.fit(images()),
     "fitted spectral": lambda: FittedGaussian.fit(images(), "spectral"),
-    "fitted pixel spectral": lambda: FittedGaussian.fit(images(), "pixel_spectral", power=0.5),
     "fitted, all parts": lambda: FittedGaussian(
         images()[0], 0.1 + images(seed=2)[0], amplitude(), 0.02 * torch.eye(3) + 0.01
     ),

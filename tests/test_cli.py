@@ -145,9 +145,9 @@ FAULTS = {
     "no chains": ("per_class: 16", "per_class: 0", "`per_class` must be 1 or more"),
     "a rate above 1": ("restart_rate: 0.5", "restart_rate: 1.5", "`restart_rate` is 0 to 1"),
     "8 bits without a box": ("per_class: 16", "storage: uint8", "the energy is unbounded"),
-    "a mirror that mixes": (
+    "a box that mixes": (
         "data:\n",
-        "reference:\n  kind: spectral\nenergy:\n  support: reflect\ndata:\n",
+        "reference:\n  kind: spectral\nenergy:\n  support: clamp\ndata:\n",
         "acts on each pixel alone",
     ),
     "too smooth": ("updates: 2", "objective:\n    label_smoothing: 5", "fraction below 1"),

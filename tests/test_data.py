@@ -18,7 +18,6 @@ from PIL import Image
 from ebm_from_clf import PixelSpace, UsageError, data
 from ebm_from_clf.batches import Batches, loader
 from ebm_from_clf.data import Augment, Images, gather, load_data
-from ebm_from_clf.fitted import FittedGaussian
 from ebm_from_clf.folder import ImageFolder
 from ebm_from_clf.image_file import FORMATS, image_size, read_image
 from ebm_from_clf.labels import by_name, check_labels
@@ -590,19 +589,6 @@ def test_a_fitted_reference_reads_so_many_images():
     assert torch.equal(found.mean, images.double().mean(0).float())
     with pytest.raises(ValueError, match="`n_images` must be 2 or more"):
         ReferenceSettings(n_images=1)
-
-
-def test_a_spectrum_of_pixels_is_fitted_to_data_in_two_readings():
-    space, data = PixelSpace([0.5], [0.5], (4, 4)), Counted()
-    settings = ReferenceSettings("fitted_pixel_spectral", power=0.5)
-    found = settings.build(space, data)
-    assert data.read == 2 * list(range(6))
-    images = torch.stack([image for image, _ in Counted()])
-    expected = FittedGaussian.fit(images, "pixel_spectral", 0.05, 0.5)
-    assert torch.equal(found.scale, expected.scale)
-    assert (found.amplitude - expected.amplitude).abs().max() < 1e-6
-    with pytest.raises(ValueError, match="`power` must be between 0 and 1"):
-        ReferenceSettings("fitted_spectral", power=2.0)
 
 
 def test_gathering_everything_keeps_the_order():

@@ -18,9 +18,6 @@ MEMBERS = {
     "stationary": lambda s: FittedGaussian.fit(
         torch.rand(9, *s, generator=toys.seeded()), "spectral"
     ),
-    "both": lambda s: FittedGaussian.fit(
-        torch.rand(9, *s, generator=toys.seeded()), "pixel_spectral", power=0.5
-    ),
 }
 SHAPES = [(3, 4, 4), (3, 5, 4), (1, 4, 7), (3, 5, 3)]
 
@@ -133,42 +130,6 @@ def test_fit_matches_mean_and_variance_of_pixels():
     assert (whole.scale - parts.scale).abs().max() < 1e-6
 
 
-def scaled_field(n):
-    """Images of a spectral field times a scale of every pixel, and the field."""
-    field = SpectralNoise(torch.zeros(3, 9, 8), 1.0, 2.0)
-    scale = 0.02 + 0.08 * torch.rand(3, 9, 8, generator=toys.seeded(6))
-    mean = torch.full((3, 9, 8), 0.5)
-    return mean + scale * field.sample(n, generator=toys.seeded(7)), scale, field
-
-
-def test_fit_recovers_scale_and_spectrum():
-    n = 20_000
-    x, scale, truth = scaled_field(n)
-    fitted = FittedGaussian.fit(x.split(5000), "pixel_spectral", floor=1e-4)
-    assert (fitted.scale / scale - 1).abs().max() < 5 / math.sqrt(2 * n)
-    z = (fitted.amplitude.double() / power_law((9, 8), 2.0)).square() - 1
-    assert z.abs().max() * math.sqrt(3 * n / 2) < 5
-    # A correlation r of n pairs has the error (1 - r^2) / sqrt(n), less with 72 pixels each.
-    assert (fitted.color - truth.color).abs().max() < 5 / math.sqrt(n)
-    alone = FittedGaussian.fit(x, "spectral", floor=1e-4)
-    assert (alone.amplitude.double() / power_law((9, 8), 2.0)).square().sub(1).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("covariance", ["spectral", "pixel_spectral"])
-def test_the_power_is_that_of_the_covariances(covariance):
-    x, _, _ = scaled_field(500)
-    whole, half, none = (FittedGaussian.fit(x, covariance, power=p) for p in (1.0, 0.5, 0.0))
-    a, b = whole.amplitude.square(), half.amplitude.square()
-    assert (b / b.mean() - a.sqrt() / a.sqrt().mean()).abs().max() < 1e-5
-    square = half.color @ half.color
-    assert (square / square.trace() - whole.color / whole.color.trace()).abs().max() < 1e-5
-    assert (none.amplitude - 1).abs().max() < 1e-6
-    for fitted in (whole, half, none):  # the mean variance stays
-        assert float(fitted.amplitude.square().mean()) == pytest.approx(1, rel=1e-5)
-        assert float(fitted.color.trace()) == pytest.approx(float(whole.color.trace()), rel=1e-5)
-    assert (none.color - none.color[0, 0] * torch.eye(3)).abs().max() < 1e-6
-
-
 def test_constant_pixels_get_the_floor():
     fitted = FittedGaussian.fit(torch.full((3, 1, 4, 4), 0.5), floor=0.05)
     assert fitted.scale.min() == pytest.approx(0.05)
@@ -195,8 +156,6 @@ def test_white_noise_has_its_law():
         lambda: FittedGaussian(torch.zeros(1, 2, 2), 1.0, amplitude=torch.zeros(2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(1, 1, 2, 2)),
         lambda: FittedGaussian.fit(torch.zeros(2, 1, 2, 2), "diagonal"),
-        lambda: FittedGaussian.fit(torch.zeros(2, 1, 2, 2), "spectral", power=2.0),
-        lambda: FittedGaussian.fit(iter([torch.zeros(2, 1, 2, 2)]), "pixel_spectral"),
     ],
 )
 def test_bad_arguments_are_refused(build):
