@@ -9,6 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 
+@pytest.mark.slow
 def test_a_step_costs_little_more_than_its_floor():
     from bench_step import CASES, compare
 

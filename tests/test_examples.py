@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -58,6 +60,7 @@ def test_prototype(tmp_path):
     assert abs(float(out.split()[-2])) < 0.2
 
 
+@pytest.mark.slow
 def test_textures(tmp_path):
     out = run("textures.py", tmp_path)
     for name in ("textures", "film", "filters"):

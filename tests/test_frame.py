@@ -272,6 +272,7 @@ def gram_distance(x, observed):
     return sum(float((a - b).norm() / b.norm()) for a, b in pairs) / 2
 
 
+@pytest.mark.slow
 def test_short_learning_brings_a_texture_nearer():
     recipe = read_recipe("texture")
     kwargs = recipe.classifier.kwargs | SMALL | {"taps": [-1], "filters": 32, "size": 64}

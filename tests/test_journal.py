@@ -106,7 +106,10 @@ def test_standard_errors_of_gaps_are_those_of_chance(updates):
     assert line["worst_class"] == worst and line["class_gap_error"] == errors[worst]
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 256])
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)]
+
+
+@pytest.mark.parametrize("n", [1, *SLOW, 256])
 def test_standard_errors_hold_for_small_and_for_large_batches_of_a_class(n):
     """Of 300 runs, of thirty updates each, with the last ten in a line."""
     g, z = torch.Generator().manual_seed(n), []

@@ -60,7 +60,7 @@ def test_keys_are_fields(path):
         "patches",
         "digits8x8",
         "texture",
-        "texture_fine",
+        pytest.param("texture_fine", marks=pytest.mark.slow),
         "texture_scratch",
     ]
     + ["peers/jem", "peers/sada_jem", "peers/dat"],

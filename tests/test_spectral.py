@@ -29,6 +29,7 @@ def test_the_exponent_is_found_without_bias(alpha, size):
     assert abs(z_of(exponents(alpha, size, 24), alpha)) < 5
 
 
+@pytest.mark.slow
 def test_a_part_of_a_larger_field_looks_a_little_steeper():
     """It jumps at its edges, as a photograph does."""
     for alpha in (1.0, 2.6):

@@ -237,6 +237,7 @@ def many(curves, updates, stride, longest=0.2, seed=0):
     return float(((longest * stride.factors[: len(curves)]) ** 2 / 4 * curves).mean())
 
 
+@pytest.mark.slow
 def test_classes_that_are_rare_become_steeper_together():
     """Their last chains are older than that: each alone would be thrown for a thousand updates.
 
