@@ -3,12 +3,13 @@ r"""Descent of a loss in the weights of a classifier, and the average of the wei
 .. math:: \theta' = \theta - \eta_t \, \mathrm{precondition}(\nabla_\theta L), \qquad
     \bar\theta' = d_t \bar\theta + (1 - d_t) \theta'
 
-with the optimiser, the schedule :math:`\eta_t` and the moving average of timm, on the device that
-Accelerate chooses. Weights that move never settle; their average is what is kept. Up to a largest
-decay :math:`d_t = t / (3 + t)`, so that after T steps those of step t weigh about
-:math:`3 t^2 / T^3` (Shamir and Zhang, 2013, https://arxiv.org/abs/1212.1824). Weights repel the
-chains that are there when they are learned; averaged over a large part of a run they repel what
-any chain would run into, so that long chains stay good.
+with the optimiser, the schedule :math:`\eta_t` and the moving average of timm, or
+:class:`~ebm_from_clf.muon.Muon`, on the device that Accelerate chooses. Weights that move never
+settle; their average is what is kept. Up to a largest decay :math:`d_t = t / (3 + t)`, so that
+after T steps those of step t weigh about :math:`3 t^2 / T^3` (Shamir and Zhang, 2013,
+https://arxiv.org/abs/1212.1824). Weights repel the chains that are there when they are learned;
+averaged over a large part of a run they repel what any chain would run into, so that long chains
+stay good.
 """
 
 __all__ = ["Descent"]
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .freeze import chosen
 from .modes import held
+from .muon import Muon
 from .settings import Settings
 
 
@@ -49,13 +51,7 @@ class Descent:
         self.classifier = classifier.to(self.device)
         self.settings = settings
         self._held = chosen(classifier, settings.freeze)
-        optimizer = create_optimizer_v2(
-            classifier,
-            opt=settings.optimizer,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-        )
+        optimizer = _optimizer(classifier, settings)
         kept = {id(p) for p in self._held}
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in kept]
@@ -132,3 +128,14 @@ class Descent:
     def finish(self) -> None:
         """Puts the average in the place of the weights."""
         self.classifier.load_state_dict(self.average.module.state_dict())
+
+
+def _optimizer(classifier: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """Creates the optimiser; what has one axis does not decay."""
+    rate, decay, betas = settings.learning_rate, settings.weight_decay, settings.betas
+    if settings.optimizer == "muon":
+        groups = param_groups_weight_decay(classifier, decay)
+        return Muon(groups, rate, betas=betas, weight_decay=decay)
+    return create_optimizer_v2(
+        classifier, opt=settings.optimizer, lr=rate, weight_decay=decay, betas=betas
+    )

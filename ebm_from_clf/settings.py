@@ -30,7 +30,8 @@ class Settings:
         updates: Number of updates, those of the warm start among them.
         batch_size: Observed images of an update, and as many synthesized ones.
         clean_batch_size: Augmented images for the cross-entropy of an update.
-        optimizer: Name of an optimiser of timm.
+        optimizer: Name of an optimiser of timm; `muon` is that of :mod:`ebm_from_clf.muon`, which
+            is fast on any processor.
         learning_rate: Learning rate at its highest.
         betas: Momentum of the gradient and of its square.
         weight_decay: Weight decay.

@@ -107,10 +107,12 @@ def test_kept_weights_are_the_moving_average(digits):
     assert e.start is tuner.chains.start and e.sampler.n_steps == 10 + round(2 / 0.05)
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(digits):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_resumed_equals_uninterrupted_bit_for_bit(digits, optimizer):
     # Steps that are too stiff are fitted after 10 updates and after 20.
     curriculum = Curriculum(growth=4.0, max_stiffness=1e-4)
-    settings = Settings(updates=24, curriculum=curriculum, log_every=24, **QUICK)
+    options = QUICK | {"optimizer": optimizer}
+    settings = Settings(updates=24, curriculum=curriculum, log_every=24, **options)
     whole = Finetuner(energy(digits), digits, settings)
     whole.run()
     first = Finetuner(energy(digits), digits, settings)
@@ -214,7 +216,7 @@ def test_every_start_runs(digits, kind):
     assert torch.isfinite(draw(e, [0], 2, sampler=Langevin(n_steps=2)).images).all()
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "nmuon"])
 def test_optimisers_of_timm_run(digits, name):
     e = energy(digits)
     before = [p.clone() for p in e.classifier.parameters()]

@@ -138,7 +138,7 @@ def test_freezing_everything_is_refused(resnet):
         Finetuner(energy, DATA, settings(freeze="body"))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb", "muon"])
 def test_frozen_weights_stay_bit_for_bit(optimizer):
     """Under weight decay, momentum, the moving average and gradients left over from before."""
     energy = headed()

@@ -6,7 +6,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "ebm_from_clf"
 # A folder stands on one floor of the house, and its modules on floors of its own.
 FLOORS = [
-    ["errors", "lead", "mapped", "modes", "noise", "one_class", "restart", "slots", "stride"],
+    [
+        "errors",
+        "lead",
+        "mapped",
+        "modes",
+        "muon",
+        "noise",
+        "one_class",
+        "restart",
+        "slots",
+        "stride",
+    ],
     ["curriculum", "drift", "fold", "frame", "graph", "reference", "smooth", "space"],
     ["fitted", "gauge", "spectral", "start", "stationary", "support"],
     ["energy", "mixture"],

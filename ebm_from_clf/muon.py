@@ -1,0 +1,165 @@
+r"""Muon: momentum whose matrices are made orthogonal.
+
+.. math::
+    M' = \mu M + (1 - \mu) \nabla_W L, \qquad
+    W' = (1 - \eta \lambda) W - 0.2 \, \eta \sqrt{\max(m, n)} \; \mathrm{polar}(M')
+
+with :math:`\mathrm{polar}(U S V^\top) = U V^\top` for a weight of m rows and n columns, the
+kernels of a convolution in one row (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/).
+With that factor (Liu et al., 2025, https://arxiv.org/abs/2502.16982) a step is as long as one of
+Adam, so that learning rates of Adam serve. All directions of a layer are learned at one pace. What
+has no matrix, such as biases, norms and depthwise kernels, is learned by AdamW.
+
+The polar factor is found by iterations of Newton and Schulz in float32: other implementations make
+them in bfloat16, which many processors emulate, in a third of a second for a small ResNet.
+"""
+
+__all__ = ["Muon", "polar"]
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+# X <- a X + (b A + c A^2) X, A = X X', brings singular values to .7 to 1.2 in five iterations.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+N_ITERATIONS = 5
+FEWEST = 4
+
+
+def polar(matrices: Tensor) -> Tensor:
+    """Returns matrices with nearly orthonormal rows or columns, with the shape of what is given.
+
+    Their singular vectors stay, their singular values are .7 to 1.2, those aside that are less
+    than a thousandth of the norm. Zero stays zero.
+
+    Arguments:
+        matrices: The matrices, with shape (B, m, n).
+    """
+    a, b, c = QUINTIC
+    x = matrices.float()
+    if tall := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    for _ in range(N_ITERATIONS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices)
+
+
+class Muon(torch.optim.Optimizer):
+    """Creates the optimiser.
+
+    References:
+        | Muon: an optimizer for hidden layers in neural networks (Jordan et al., 2024),
+          https://kellerjordan.github.io/posts/muon/
+
+    Arguments:
+        params: The parameters, or groups of them.
+        lr: The learning rate, as of Adam.
+        momentum: The momentum of matrices.
+        betas: Momentum of the gradient and of its square, for all that is no matrix.
+        eps: What is added to the root of that square.
+        weight_decay: Weight decay, decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes one step.
+
+        Arguments:
+            closure: What makes the loss anew, and its gradients.
+
+        Returns:
+            The loss of the closure.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            learned = [p for p in group["params"] if p.grad is not None]
+            self._orthogonal([p for p in learned if _is_matrix(p)], group)
+            self._adam([p for p in learned if not _is_matrix(p)], group)
+        return loss
+
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Takes the step of matrices, those of one shape at once."""
+        alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for p in parameters:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+            alike[(len(p), p.numel(), p.device, p.dtype)].append(p)
+        for some in alike.values():
+            momenta = [self.state[p]["momentum_buffer"].flatten(1) for p in some]
+            length = 0.2 * math.sqrt(max(momenta[0].shape))
+            for p, update in zip(some, polar(torch.stack(momenta)), strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(update.view(p.shape), alpha=group["lr"] * length)
+
+    def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Takes the step of AdamW."""
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p].update(
+                    step=torch.zeros((), dtype=torch.float32),
+                    exp_avg=torch.zeros_like(p),
+                    exp_avg_sq=torch.zeros_like(p),
+                )
+        if not parameters:
+            return
+        columns = zip(*([self.state[p][k] for k in _ADAM] for p in parameters), strict=True)
+        means, squares, steps = map(list, columns)
+        adamw(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            means,
+            squares,
+            [],
+            steps,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+_ADAM = ("exp_avg", "exp_avg_sq", "step")
+
+
+def _is_matrix(p: Tensor) -> bool:
+    """Tells whether a parameter mixes several channels into several others.
+
+    Not biases, norms and embeddings of positions, nor depthwise kernels and those on one channel.
+    """
+    if p.ndim < 2 or p.shape[1] == 1:
+        return False
+    return min(len(p), p.numel() // max(len(p), 1)) >= FEWEST
