@@ -18,6 +18,7 @@ from .finetune import finetune as finetune
 from .fitted import FittedGaussian as FittedGaussian
 from .langevin import Langevin as Langevin
 from .mixture import ClassMixture as ClassMixture
+from .muon import Muon as Muon
 from .objective import Objective as Objective
 from .reference import Reference as Reference
 from .reference import WhiteNoise as WhiteNoise

@@ -24,7 +24,7 @@ classifier = timm.create_model(
     stem_type="deep", stem_width=16, replace_stem_pool=True, act_layer="silu",
     pretrained_cfg_overlay=dict(input_size=(1, 16, 16), mean=(0.5,), std=(0.5,)),
 )  # fmt: skip
-optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+optimizer = ebm.Muon(classifier.parameters(), lr=3e-3)
 
 reference = ebm.FittedGaussian.fit(x, floor=0.05)
 energy = ebm.convert(classifier, reference=reference, gain=600.0, support="clamp")

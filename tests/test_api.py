@@ -8,10 +8,10 @@ import ebm_from_clf
 
 NAMES = {
     "ChainStore", "ClassGaussian", "ClassMixture", "ClassifierEnergy", "Contrastive", "DataStart",
-    "Diverged", "FittedGaussian", "Finetuner", "Langevin", "Objective", "PixelSpace", "Reference",
-    "ReferenceStart", "Settings", "Smoothing", "SpectralNoise", "UniformStart", "UsageError",
-    "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample", "save", "topdown",
-    "units",
+    "Diverged", "FittedGaussian", "Finetuner", "Langevin", "Muon", "Objective", "PixelSpace",
+    "Reference", "ReferenceStart", "Settings", "Smoothing", "SpectralNoise", "UniformStart",
+    "UsageError", "WhiteNoise", "convert", "edit", "evaluate", "finetune", "load", "sample",
+    "save", "topdown", "units",
 }  # fmt: skip
 METHODS = {"energy", "logits", "posterior", "free_energy", "reconstruct"}
 

@@ -73,7 +73,9 @@ HEALED = {
 CHANGES = {
     "recipe": {},
     "single precision": {"precision": "float32"},
-    "twice the rate": {"learning_rate": 3.6e-3},
+    "adam": {"optimizer": "adam", "learning_rate": 1.8e-3},
+    "twice the rate": {"learning_rate": 8e-3},
+    "half the rate": {"learning_rate": 2e-3},
     "logistic": {"objective.kind": "logistic"},
     "trimmed and clamped": {"objective.trim": 0.1, "objective.clamp": 0.02},
     "squares .01": {"objective.square": 0.01},
