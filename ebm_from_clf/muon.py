@@ -65,6 +65,9 @@ class Muon(torch.optim.Optimizer):
         betas: Momentum of the gradient and of its square, for all that is no matrix.
         eps: What is added to the root of that square.
         weight_decay: Weight decay, decoupled.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     def __init__(
@@ -77,6 +80,12 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        for name, value in (("momentum", momentum), *(("betas", b) for b in betas)):
+            if not 0 <= value < 1:
+                raise ValueError(f"Muon: `{name}` must be 0 or more, below 1, got {value}.")
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"Muon: `{name}` must be 0 or more, got {value}.")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -95,6 +104,9 @@ class Muon(torch.optim.Optimizer):
 
         Returns:
             The loss of the closure.
+
+        Raises:
+            ValueError: If a gradient is sparse.
         """
         loss = None
         if closure is not None:
@@ -102,6 +114,10 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             learned = [p for p in group["params"] if p.grad is not None]
+            if any(p.grad.is_sparse for p in learned):
+                raise ValueError(
+                    "Muon: a gradient is sparse. Make embeddings with sparse=False."
+                )
             self._orthogonal([p for p in learned if _is_matrix(p)], group)
             self._adam([p for p in learned if not _is_matrix(p)], group)
         return loss

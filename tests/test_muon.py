@@ -138,3 +138,28 @@ def test_it_goes_on_from_its_state():
     again.load_state_dict(state)
     go(network, again, 3)
     assert all(torch.equal(p, q) for p, q in zip(ended, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"eps": -1.0}],
+    ids=str,
+)
+def test_numbers_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=f"Muon: `{next(iter(bad))}` must be 0 or more"):
+        Muon([nn.Parameter(torch.zeros(4, 4))], **bad)
+
+
+def test_sparse_gradients_are_refused():
+    embedding = nn.Embedding(30, 8, sparse=True)
+    embedding(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"):
+        Muon(embedding.parameters()).step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions_keep_theirs(dtype):
+    p = nn.Parameter(torch.randn(8, 9, generator=torch.Generator().manual_seed(0)).to(dtype))
+    change = learned(p, p.detach().clone(), lr=0.5)
+    assert p.dtype == dtype and p.isfinite().all()
+    assert 0.75 < float(change.double().square().mean().sqrt()) / 0.1 < 1.15
