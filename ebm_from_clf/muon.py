@@ -115,9 +115,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             learned = [p for p in group["params"] if p.grad is not None]
             if any(p.grad.is_sparse for p in learned):
-                raise ValueError(
-                    "Muon: a gradient is sparse. Make embeddings with sparse=False."
-                )
+                raise ValueError("Muon: a gradient is sparse. Make embeddings with sparse=False.")
             self._orthogonal([p for p in learned if _is_matrix(p)], group)
             self._adam([p for p in learned if not _is_matrix(p)], group)
         return loss
