@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .freeze import chosen
 from .modes import held
-from .muon import Muon
 from .settings import Settings
 
 
@@ -51,7 +49,7 @@ class Descent:
         self.classifier = classifier.to(self.device)
         self.settings = settings
         self._held = chosen(classifier, settings.freeze)
-        optimizer = _optimizer(classifier, settings)
+        optimizer = settings.create_optimizer(classifier)
         kept = {id(p) for p in self._held}
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if id(p) not in kept]
@@ -128,14 +126,3 @@ class Descent:
     def finish(self) -> None:
         """Puts the average in the place of the weights."""
         self.classifier.load_state_dict(self.average.module.state_dict())
-
-
-def _optimizer(classifier: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """Creates the optimiser; what has one axis does not decay."""
-    rate, decay, betas = settings.learning_rate, settings.weight_decay, settings.betas
-    if settings.optimizer == "muon":
-        groups = param_groups_weight_decay(classifier, decay)
-        return Muon(groups, rate, betas=betas, weight_decay=decay)
-    return create_optimizer_v2(
-        classifier, opt=settings.optimizer, lr=rate, weight_decay=decay, betas=betas
-    )

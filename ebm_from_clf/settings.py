@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from torch import nn
 
 from .chain_settings import ChainSettings, StartSettings
 from .curriculum import Curriculum
@@ -16,6 +17,7 @@ from .data import Augment
 from .denoise import WarmStart
 from .fault import GuardSettings
 from .langevin import Langevin
+from .muon import Muon
 from .objective import Objective
 from .precision import Precision
 
@@ -31,9 +33,9 @@ class Settings:
         batch_size: Observed images of an update, and as many synthesized ones.
         clean_batch_size: Augmented images for the cross-entropy of an update.
         optimizer: Name of an optimiser of timm; `muon` is that of :mod:`ebm_from_clf.muon`, which
-            is fast on any processor.
+            computes in float32.
         learning_rate: Learning rate at its highest.
-        betas: Momentum of the gradient and of its square.
+        betas: Momentum of the gradient and of its square; with `muon`, of what is no matrix.
         weight_decay: Weight decay.
         schedule: What the learning rate does after the warm-up, by timm.
         warmup: Updates over which the learning rate rises.
@@ -116,16 +118,25 @@ class Settings:
         self._check_steps()
         self._check_warm_start()
 
+    def create_optimizer(self, classifier: nn.Module) -> torch.optim.Optimizer:
+        """Creates the optimiser; what timm and the classifier say does not decay, does not.
+
+        Arguments:
+            classifier: The classifier.
+        """
+        rate, decay = self.learning_rate, self.weight_decay
+        if self.optimizer.lower() == "muon":
+            held = getattr(classifier, "no_weight_decay", set[str])()
+            groups = param_groups_weight_decay(classifier, decay, no_weight_decay_list=held)
+            return Muon(groups, rate, betas=self.betas, weight_decay=decay)
+        return create_optimizer_v2(
+            classifier, opt=self.optimizer, lr=rate, weight_decay=decay, betas=self.betas
+        )
+
     def _check_optimizer(self) -> None:
         # A wrong name would otherwise be found only after the classifier was trained.
         try:
-            create_optimizer_v2(
-                [torch.zeros(1, requires_grad=True)],
-                opt=self.optimizer,
-                lr=self.learning_rate,
-                weight_decay=self.weight_decay,
-                betas=self.betas,
-            )
+            self.create_optimizer(nn.Linear(1, 1))
         except Exception as error:  # whatever an optimiser of timm raises
             known = [str(name) for name in list_optimizers()]
             near = ", ".join(get_close_matches(self.optimizer, known, 3))

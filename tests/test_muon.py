@@ -3,13 +3,15 @@
 from copy import deepcopy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
+from ebm_from_clf import Settings
 from ebm_from_clf.muon import Muon, polar
 
 
-def matrix(m, n, *, condition=30.0, seed=0):
+def matrix(m, n, *, condition=300.0, seed=0):
     """Returns a matrix with its singular value decomposition."""
     g = torch.Generator().manual_seed(seed)
     u, _, vt = torch.linalg.svd(torch.randn(m, n, generator=g, dtype=torch.float64), False)
@@ -101,7 +103,6 @@ def test_all_directions_are_learned_at_one_pace():
             optimizer.step()
             schedule.step()
         left[name] = float((p.detach() - aim).norm() / aim.norm())
-    print(left)
     assert left["muon"] < 0.15 and left["sgd"] > 0.3
 
 
@@ -163,3 +164,62 @@ def test_other_precisions_keep_theirs(dtype):
     change = learned(p, p.detach().clone(), lr=0.5)
     assert p.dtype == dtype and p.isfinite().all()
     assert 0.75 < float(change.double().square().mean().sqrt()) / 0.1 < 1.15
+
+
+def test_polar_factors_of_any_scale_are_finite_and_alike():
+    one = torch.randn(1, 6, 9, generator=torch.Generator().manual_seed(0))
+    for power in range(-37, 37):
+        assert torch.allclose(polar(10.0**power * one), polar(one), atol=1e-4), power
+    assert not polar(torch.zeros(1, 6, 9, dtype=torch.float16)).any()
+
+
+def test_a_layer_whose_gradient_has_become_zero_stays_finite():
+    p = nn.Parameter(torch.zeros(16, 16))
+    optimizer = Muon([p])
+    p.grad = 1e-3 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    for _ in range(2500):
+        optimizer.step()
+        p.grad = torch.zeros_like(p)
+    assert p.isfinite().all()
+
+
+def test_low_precision_and_autocast_do_not_reach_the_iterations():
+    one = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = polar(one.float())
+    assert (polar(one).float() - exact).abs().max() < 1 / 256
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(polar(one.float()), exact)
+
+
+def test_each_parameter_has_its_own_update_and_each_group_its_numbers():
+    g = torch.Generator().manual_seed(0)
+    pair = [nn.Parameter(torch.zeros(8, 8)) for _ in range(2)]
+    other, vector = nn.Parameter(torch.zeros(4, 40)), nn.Parameter(torch.zeros(5))
+    optimizer = Muon([{"params": pair, "lr": 0.1}, {"params": [other, vector], "lr": 0.3}])
+    for p in (*pair, other, vector):
+        p.grad = torch.randn(p.shape, generator=g)
+    assert optimizer.step(lambda: 3.0) == 3.0
+    for p, rate, length in ((pair[0], 0.1, 8), (pair[1], 0.1, 8), (other, 0.3, 40)):
+        expected = -0.2 * rate * length**0.5 * polar(p.grad[None])[0]
+        assert torch.allclose(p, expected, atol=1e-6)
+    assert torch.allclose(vector, -0.3 * vector.grad.sign(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["muon", "Muon"])
+def test_settings_make_it_and_decay_what_decays(name):
+    options = dict(optimizer=name, betas=(0.8, 0.99), weight_decay=0.1, learning_rate=0.01)
+    network = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=4)
+    optimizer = Settings(**options).create_optimizer(network)
+    assert type(optimizer) is Muon
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(decays) == len(list(network.parameters()))
+    assert {g["lr"] for g in optimizer.param_groups} == {0.01}
+    assert {g["betas"] for g in optimizer.param_groups} == {(0.8, 0.99)}
+    for key, p in network.named_parameters():
+        held = p.ndim < 2 or key in network.no_weight_decay()
+        assert decays[id(p)] == (0 if held else 0.1), key
+
+
+def test_settings_refuse_its_numbers_at_once():
+    with pytest.raises(ValueError, match="`betas` must be 0 or more"):
+        Settings(optimizer="muon", betas=(0.9, 1.0))
