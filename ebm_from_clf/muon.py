@@ -29,6 +29,8 @@ from torch.optim.adamw import adamw
 # X <- a X + (b A + c A^2) X, A = X X', brings singular values to .68 to 1.21 in five iterations.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 N_ITERATIONS = 5
+# Of matrices whose largest entry is less the polar factor fades: their gradient has become zero.
+LEAST = 1e-12
 # Rows and columns of a matrix, at least: of fewer there is not much to make orthogonal.
 FEWEST = 4
 
@@ -37,7 +39,8 @@ def polar(matrices: Tensor) -> Tensor:
     """Returns matrices with nearly orthonormal rows or columns, with the shape of what is given.
 
     Their singular vectors stay, their singular values are .68 to 1.21, those aside that are less
-    than two thousandths of the norm. Zero stays zero.
+    than two thousandths of the norm. Zero stays zero, and what is all
+    below 1e-12 becomes less.
 
     Arguments:
         matrices: The matrices, with shape (B, m, n).
@@ -47,13 +50,13 @@ def polar(matrices: Tensor) -> Tensor:
           https://kellerjordan.github.io/posts/muon/
     """
     a, b, c = QUINTIC
-    least = torch.finfo(matrices.dtype).tiny
+    least = max(torch.finfo(matrices.dtype).tiny, LEAST)
     with torch.autocast(matrices.device.type, enabled=False):
         # First by the largest entry: the square of a small or a large one is 0 or infinite.
         x = (matrices / matrices.abs().amax((1, 2), keepdim=True).clamp_min(least)).float()
         if tall := x.shape[1] > x.shape[2]:
             x = x.mT
-        x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-15)
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1.0)
         for _ in range(N_ITERATIONS):
             square = x @ x.mT
             inner = torch.baddbmm(square, square, square, beta=b, alpha=c)
