@@ -39,8 +39,7 @@ def polar(matrices: Tensor) -> Tensor:
     """Returns matrices with nearly orthonormal rows or columns, with the shape of what is given.
 
     Their singular vectors stay, their singular values are .68 to 1.21, those aside that are less
-    than two thousandths of the norm. Zero stays zero, and what is all
-    below 1e-12 becomes less.
+    than two thousandths of the norm. Zero stays zero, and what is all below 1e-12 becomes less.
 
     Arguments:
         matrices: The matrices, with shape (B, m, n).
@@ -153,6 +152,8 @@ class Muon(torch.optim.Optimizer):
 
     def _adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Takes the step of AdamW."""
+        if not parameters:
+            return
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(
@@ -160,8 +161,6 @@ class Muon(torch.optim.Optimizer):
                     exp_avg=torch.zeros_like(p),
                     exp_avg_sq=torch.zeros_like(p),
                 )
-        if not parameters:
-            return
         columns = zip(*([self.state[p][k] for k in _ADAM] for p in parameters), strict=True)
         means, squares, steps = map(list, columns)
         adamw(
