@@ -93,12 +93,6 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        for name, value in (("momentum", momentum), *(("betas", b) for b in betas)):
-            if not 0 <= value < 1:
-                raise ValueError(f"Muon: `{name}` must be 0 or more, below 1, got {value}.")
-        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"Muon: `{name}` must be 0 or more, got {value}.")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -107,6 +101,40 @@ class Muon(torch.optim.Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group of parameters, with numbers of its own or those of all.
+
+        Arguments:
+            param_group: Its `params`, and numbers by their names.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        numbers = self.defaults | param_group
+        if len(numbers["betas"]) != 2:
+            raise ValueError(f"Muon: `betas` are two numbers, got {numbers['betas']}.")
+        below = {"momentum": [numbers["momentum"]], "betas": numbers["betas"]}
+        for name, value in ((name, v) for name, values in below.items() for v in values):
+            if not 0 <= value < 1:
+                raise ValueError(f"Muon: `{name}` must be 0 or more, below 1, got {value}.")
+        for name in ("lr", "eps", "weight_decay"):
+            if not 0 <= numbers[name] < math.inf:
+                raise ValueError(f"Muon: `{name}` must be 0 or more, got {numbers[name]}.")
+        super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state of :meth:`state_dict`.
+
+        Arguments:
+            state_dict: The state.
+
+        Raises:
+            ValueError: If it is that of another optimiser; nothing is changed then.
+        """
+        if any(self.defaults.keys() - group for group in state_dict["param_groups"]):
+            raise ValueError("Muon: this is the state of another optimiser.")
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
