@@ -12,6 +12,7 @@ from test_cli import call
 from test_recursion import create
 
 from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise, convert, save
+from ebm_from_clf import langevin
 from ebm_from_clf.graph import rectifier, transpose
 from ebm_from_clf.prototype import PrototypeLaw
 from ebm_from_clf.theory import (
@@ -21,24 +22,28 @@ from ebm_from_clf.theory import (
     kinks,
     memory,
     one_layer,
+    piecewise,
     scene,
     structure,
 )
 
 # Rounding in double precision, but for the differences: of F and log p over what may cross kinks,
-# and of U and of gradients over a step within a piece, about 1e-6 of the size of both.
+# and of U and of gradients over a step within a piece, about 1e-6 of the size of both; and for
+# quadrature.
 EXACT = {
     "the drift of the chain is B - u": 1e-4,
     "log p changes with the weights by its gradient": 1e-4,
     "the model is Gaussian on a piece": 1e-6,
     "CD-1 learns to reconstruct": 1e-6,
     "a minimum is its own reconstruction": 1e-6,
+    "generative = discriminative: p(c | u)": 1e-11,
 }
 
 
 KINKS = "kinks with slopes between 0 and 1"
 MINIMUM = "a minimum is its own reconstruction"
 LAYER = "one layer: log Z and slopes are closed forms"
+BAYES = "generative = discriminative: p(c | u)"
 
 
 def table(network, size=32, **options):
@@ -50,7 +55,7 @@ def test_all_propositions_are_exact_for_a_network_of_rectifiers():
     energy, found = table(create("test_resnet"))
     table_of = {check.statement: check for check in found.checks}
     assert table_of.pop(MINIMUM).verdict == "not here", "a max-pool"
-    assert [check.status for check in table_of.values()] == ["exact"] * 12
+    assert [check.status for check in table_of.values()] == ["exact"] * 13
     for check in table_of.values():
         assert check.error < EXACT.get(check.statement, 1e-12) <= check.tolerance, check
         assert check.verdict == "holds"
@@ -117,7 +122,7 @@ def test_a_network_that_rounds_on_its_way_is_looked_at_from_farther():
     (drift,) = (c for c in found.checks if c.statement == "the drift of the chain is B - u")
     assert drift.error < 5e-3 and "rounds to lower precision" in drift.note
     assert not found.failed and drift.verdict == "not here", "or it could not fail"
-    assert [check.verdict for check in found.checks].count("holds") == 9
+    assert [check.verdict for check in found.checks].count("holds") == 10
 
 
 def test_a_wrong_pass_shows_in_the_table(monkeypatch):
@@ -214,7 +219,27 @@ def test_a_wrong_constant_of_the_prototype_fails(monkeypatch):
 
     monkeypatch.setattr(one_layer, "PrototypeLaw", Wrong)
     _, found = table(create("test_resnet"))
-    assert [check.statement for check in found.failed] == [LAYER]
+    assert [check.statement for check in found.failed] == [LAYER, BAYES]
+
+
+def test_a_chain_that_drifts_too_far_fails(monkeypatch):
+    """Mutant: chains go twice as far along the score."""
+    right = langevin.energy_and_score
+    monkeypatch.setattr(langevin, "energy_and_score", lambda *a: (right(*a)[0], 2 * right(*a)[1]))
+    _, found = table(create("test_resnet"))
+    assert {check.statement for check in found.failed} == {
+        "CD-1 learns to reconstruct",
+        "the drift of the chain is B - u",
+        "a step in u is a preconditioned one in x",
+    }
+
+
+def test_a_loss_of_half_the_size_fails(monkeypatch):
+    """Mutant: CD-1 with a loss that is not the likelihood's."""
+    right = piecewise.likelihood
+    monkeypatch.setattr(piecewise, "likelihood", lambda *a: right(*a) / 2)
+    _, found = table(create("test_resnet"))
+    assert [check.statement for check in found.failed] == ["CD-1 learns to reconstruct"]
 
 
 def test_what_is_not_a_number_fails_and_what_rounding_hides_is_not_judged():
@@ -241,7 +266,7 @@ def test_the_command_fails_with_the_names_of_what_fails(monkeypatch):
     status, out, errors = call("theory", "test_resnet", "--pretrained=false", "--size=32")
     assert status == 1 and out.count("\n  FAILS  ") == 1
     assert errors == (
-        "ebm-from-clf: theory: 1 of 13 propositions fail: "
+        "ebm-from-clf: theory: 1 of 14 propositions fail: "
         "likelihood gradient: observed - synthesized.\n"
     )
     arguments = ["theory", "test_resnet", "--pretrained=false", "--size=32", "--json"]
@@ -255,7 +280,7 @@ def test_the_command_prints_a_table():
     status, out, errors = call("theory", "test_resnet", "--pretrained=false", "--size=32")
     assert (status, errors) == (0, "")
     assert out.startswith("test_resnet: piecewise linear, images 3x32x32; operations: ")
-    assert out.count("\n  holds  ") == 12
+    assert out.count("\n  holds  ") == 13
 
 
 def test_the_command_prints_json_and_what_bends_a_network():
@@ -263,7 +288,7 @@ def test_the_command_prints_json_and_what_bends_a_network():
     status, out, errors = call(*arguments, "--json")
     assert (status, errors) == (0, "")
     found = json.loads(out)
-    assert found["form"] == "general" and len(found["checks"]) == 14
+    assert found["form"] == "general" and len(found["checks"]) == 15
     fields = {"statement", "compared", "status", "error", "note", "tolerance", "verdict"}
     assert fields == set(found["checks"][0])
     _, out, _ = call(*arguments)
@@ -361,7 +386,7 @@ def test_of_a_network_in_half_precision_nothing_is_said():
             return x.to(torch.bfloat16).to(x.dtype).relu()
 
     found = verdicts(Half())
-    assert found.pop(LAYER).verdict == "holds"
+    assert found.pop(LAYER).verdict == found.pop(BAYES).verdict == "holds"
     assert {c.verdict for c in found.values()} == {"not here"}
     compared = [c for c in found.values() if c.error is not None]
     assert len(compared) > 5 and all(str(c).endswith("; rounding hides it") for c in compared)

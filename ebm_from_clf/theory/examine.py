@@ -23,7 +23,7 @@ from ..energy import ClassifierEnergy
 from .census import Census
 from .identities import IDENTITIES
 from .memory import minimum
-from .one_layer import one_layer
+from .one_layer import generative, one_layer
 from .piecewise import ON_PIECES
 from .scene import Check, Scene
 
@@ -89,7 +89,7 @@ def examine_theory(energy: ClassifierEnergy, *, name: str = "classifier", seed: 
     with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         scene = Scene(energy, seed)
         checks = [check(scene) for check in (*ON_PIECES, *IDENTITIES, minimum)]
-        checks.append(one_layer())
+        checks += [one_layer(), generative()]
     found = tuple(check for check in checks if check is not None)
     reference = type(energy.reference).__name__
     shape = tuple(energy.space.shape)

@@ -15,6 +15,9 @@ from collections.abc import Callable
 
 import torch
 
+from ..langevin import Langevin
+from ..noise import generators
+from ..objective import likelihood
 from .scene import Check, Scene, dot, flat, half, norm, relative_error
 from .structure import Structure
 
@@ -115,32 +118,34 @@ def _contrastive(s: Scene) -> Check:
         return Check(statement, compared, "not here", None, s.unlearned)
     step = s.step()
     # One step size for both images; the shorter one is on both pieces.
-    step = step.min().expand_as(step)
+    time = float(step.min())
+    chain = Langevin(1, (2 * time) ** 0.5, temperature=0.0)
+    moved, _ = chain(s.energy, s.u, s.y, generator=generators([0, 1]))
     try:
-        observed = torch.autograd.grad(s.energy.tilt(s.u, s.y).sum(), weights, allow_unused=True)
-        moved = torch.autograd.grad(
-            s.energy.tilt(s.moved(step), s.y).sum(), weights, allow_unused=True
-        )
+        scores = (s.energy.tilt(u, s.y) / s.energy.gain for u in (s.u, moved))
+        learned = torch.autograd.grad(likelihood(*scores), weights, allow_unused=True)
         u = s.u.clone().requires_grad_()
         (b,) = torch.autograd.grad(s.energy.tilt(u, s.y).sum(), u, create_graph=True)
-        error = (s.u - b).square().sum() / 2
+        error = half(s.u - b).mean()
         reconstruction = torch.autograd.grad(error, weights, allow_unused=True)
     except RuntimeError as reason:
         if "derivative for" not in str(reason) and "double backward" not in str(reason):
             raise
         return Check(statement, compared, "not here", None, "cannot be differentiated twice")
-    before, after = flat(observed, weights), flat(moved, weights)
-    found = (before - after) / step[0]
-    wanted = -flat(reconstruction, weights)
+    found = s.energy.gain * flat(learned, weights) / time
+    wanted = flat(reconstruction, weights)
+    size = torch.autograd.grad(s.energy.tilt(s.u, s.y).mean(), weights, allow_unused=True)
     status = s.status["CD-1 reconstructs"]
-    note = f"for steps e below {float((2 * step[0]).sqrt()):.2g}; with noise it is score matching"
+    note = f"for steps e up to {chain.step_size:.2g}; with noise it is score matching"
     return Check(
         statement,
         compared,
         status,
         relative_error(found, wanted, wanted),
         "; ".join(filter(None, [note, s.of])),
-        max(s.stepped, s.hidden(before, step[0] * wanted)) if status == "exact" else None,
+        max(s.stepped, s.hidden(flat(size, weights), time * wanted))
+        if status == "exact"
+        else None,
     )
 
 
