@@ -126,7 +126,7 @@ def weight_of(sampler: Langevin, dim: int, gain: float) -> float:
         dim: The number of dimensions D.
         gain: The gain on the logits, which scores are divided by.
     """
-    return sampler.n_steps * sampler.step_size**2 / 2 * dim / gain
+    return sampler.time * dim / gain
 
 
 def warm_loss(

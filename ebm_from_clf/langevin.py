@@ -1,6 +1,14 @@
-r"""Unadjusted Langevin dynamics in whitened coordinates.
+r"""Unadjusted Langevin dynamics in whitened coordinates, with momentum or without.
 
-.. math:: u' = u - \frac{e^2}{2} \nabla U(u, y) + e \sqrt{T} \, z, \qquad z \sim \mathcal{N}(0, I)
+.. math:: u' = u - \frac{e^2}{2} \nabla U(u, y) + e v, \qquad
+    v = c \Bigl(\frac{u - u_-}{e} - \frac{e}{2} \nabla U(u, y)\Bigr) + \sqrt{(1 - c^2) T} \, z,
+    \qquad z \sim \mathcal{N}(0, I)
+
+Without momentum, c = 0, the velocity v is :math:`\sqrt{T} z`. With it the chain keeps a part c of
+the velocity with which it came from :math:`u_-`: a leapfrog step whose velocity is partly drawn
+anew (kinetic, or underdamped, Langevin dynamics). It gets as far in (1 - c) / (1 + c) of the steps,
+with the same stationary law wherever F is linear. The first velocity of a call is
+drawn; a wall stops or turns it as it does the chain.
 
 With :math:`U = |u|^2/2 - F` and :math:`a = 1 - e^2/2` this is :math:`u' = a u + (1 - a) B + e
 \sqrt{T} z`. The step e has no unit: it is in standard deviations of the reference, whatever the
@@ -17,6 +25,7 @@ energy of one step of a random score.
 __all__ = ["Langevin"]
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +42,7 @@ class Langevin:
     References:
         | A Theory of Generative ConvNet (Xie et al., 2016), https://arxiv.org/abs/1602.03264
         | Exponential convergence of Langevin distributions (Roberts and Tweedie, 1996)
+        | A generalized guided Monte Carlo algorithm (Horowitz, 1991), without its rejections
 
     Arguments:
         n_steps: Number of steps.
@@ -44,6 +54,7 @@ class Langevin:
             region for classifiers that were never trained to generate; no density then.
         step_factors: Factor on the step of each class, above 0 and at most 1. `None` for steps of
             one length.
+        momentum: Part c of its velocity that a chain keeps from step to step, below 1.
     """
 
     n_steps: int = 20
@@ -52,6 +63,7 @@ class Langevin:
     variance_corrected: bool = False
     tilt_norm: float | None = None
     step_factors: tuple[float, ...] | None = None
+    momentum: float = 0.0
 
     def __post_init__(self) -> None:
         if self.n_steps < 0:
@@ -65,6 +77,10 @@ class Langevin:
             raise ValueError(f"Langevin: `temperature` must be 0 or more, got {self.temperature}.")
         if self.tilt_norm is not None and not self.tilt_norm > 0:
             raise ValueError(f"Langevin: `tilt_norm` must be positive, got {self.tilt_norm}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(
+                f"Langevin: `momentum` must be 0 or more, below 1, got {self.momentum}."
+            )
         factors = self.step_factors
         if factors is not None and not (factors and all(0 < f <= 1 for f in factors)):
             raise ValueError(
@@ -92,6 +108,12 @@ class Langevin:
         if self.temperature == 0:
             return "none: the energy is descended"
         return "p" if self.temperature == 1 else f"p at the temperature {self.temperature:g}"
+
+    @property
+    def time(self) -> float:
+        """How far a constant drift of 1 moves chains in all steps."""
+        n, c = self.n_steps, self.momentum
+        return self.step_size**2 / 2 * (n + 2 * c / (1 - c) * (n - (1 - c**n) / (1 - c)))
 
     def equivalent(self, gain: float) -> dict[str, float | None]:
         r"""Returns the T = 1 model that the chains sample.
@@ -151,7 +173,8 @@ class Langevin:
         """
         drift, value, norm = self._drift(energy, u, y, generator)
         trace = Trace(value, norm, torch.full_like(norm, math.nan))
-        return self._move(energy, u, drift, self._shaped(u, y), generator), trace
+        moved, _ = self._move(energy, u, None, drift, self._shaped(u, y), generator)
+        return moved, trace
 
     def noise_std(self, e: Tensor | float) -> Tensor | float:
         """Returns the standard deviation of the noise of a step, in u.
@@ -168,20 +191,37 @@ class Langevin:
         return e.to(u).view(-1, *[1] * (u.ndim - 1)) if isinstance(e, Tensor) else e
 
     def _move(
-        self, energy: Energy, u: Tensor, drift: Tensor, e: Tensor | float, generator: Randomness
-    ) -> Tensor:
-        """Returns the next state."""
-        u = u + e**2 / 2 * drift
+        self,
+        energy: Energy,
+        u: Tensor,
+        way: Tensor | None,
+        drift: Tensor,
+        e: Tensor | float,
+        generator: Randomness,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the next state and, with momentum, the way on: e times the velocity."""
+        c, shift = self.momentum, e**2 / 2 * drift
+        noise = torch.zeros_like(u)
         if self.temperature > 0:
-            u = u + self.noise_std(e) * normal(u, generator)
+            noise = self.noise_std(e) * normal(u, generator)
+        if way is not None:
+            noise = c * (way + shift) + (1 - c**2) ** 0.5 * noise
+        u = u + shift + noise
+        way = shift + noise if c else None
         confine = getattr(energy, "confine", None)
-        return u if confine is None else confine(u)
+        if confine is None or way is None:
+            return (u if confine is None else confine(u)), way
+        # A wall acts on each coordinate alone: its derivative is the same forwards and backwards.
+        with torch.enable_grad():
+            moved = confine(u.requires_grad_())
+            (way,) = torch.autograd.grad(moved, u, way)
+        return moved.detach(), way
 
     def heat(self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness) -> Tensor:
         r"""Returns how much a random score adds to the temperature, with shape (B).
 
         A drift of variance v per coordinate acts like noise of the temperature
-        :math:`e^2 v / 4`, to which chains are heated beyond T. Estimated from two draws, hence
+        :math:`\frac{e^2 v}{4} \frac{1 + c}{1 - c}`, to which chains are heated beyond T. Estimated from two draws, hence
         unbiased and rough; 0 for an energy that is not random.
 
         Arguments:
@@ -195,7 +235,8 @@ class Langevin:
             first, second = (self._drift(energy, u, y, generator)[0] for _ in range(2))
             # Half the squared difference of two draws has the variance for its mean.
             e = self.lengths(y)
-            return e**2 / 8 * (first - second).flatten(1).square().mean(1)
+            farther = (1 + self.momentum) / (1 - self.momentum)
+            return farther * e**2 / 8 * (first - second).flatten(1).square().mean(1)
 
     def _drift(
         self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness
@@ -210,12 +251,21 @@ class Langevin:
         return score, value, norm
 
     def __call__(
-        self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
+        self,
+        energy: Energy,
+        u: Tensor,
+        y: Tensor,
+        *,
+        generator: Randomness,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Trace]:
-        """Runs the chains; arguments as for :meth:`step`.
+        """Runs the chains; other arguments as for :meth:`step`.
 
         Parameters of the energy get no gradient and its parts are in evaluation mode while the
         chains run. Works under `no_grad`, `inference_mode` and autocast.
+
+        Arguments:
+            watch: Called with the state after each step.
 
         Returns:
             The last state, detached, and the trace.
@@ -223,11 +273,14 @@ class Langevin:
         rows: list[Trace] = []
         with sampling(energy):
             u, y = u.detach().clone(), y.clone()
-            last, e = None, self._shaped(u, y)
+            last, way, e = None, None, self._shaped(u, y)
             for _ in range(self.n_steps):
                 drift, value, norm = self._drift(energy, u, y, generator)
                 rows.append(Trace(value, norm, curvature(last, (u, drift))))
-                last, u = (u, drift), self._move(energy, u, drift, e, generator)
+                last = (u, drift)
+                u, way = self._move(energy, u, way, drift, e, generator)
+                if watch is not None:
+                    watch(u)
         if not rows:
             return u, Trace(*u.new_empty(3, 0, len(u)))
         return u, Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))

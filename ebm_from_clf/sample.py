@@ -193,13 +193,17 @@ def _chain(
     film = [energy.reference.decode(u).cpu()] if frames else []
     piece = max(1, n_steps(energy, sampler) // (frames or 10))
     for stage, total in _stages(energy, sampler):
-        for done in range(0, total, piece):
-            steps = min(piece, total - done)
-            u, _ = replace(sampler, n_steps=steps)(stage, u, y, generator=noise)
-            if frames:
+        done = 0
+
+        def watch(u: Tensor, total: int = total) -> None:
+            nonlocal done
+            done += 1
+            if frames and (done % piece == 0 or done == total):
                 film.append(energy.reference.decode(u).cpu())
             if progress is not None:
-                progress(steps * len(y))
+                progress(len(y))
+
+        u, _ = replace(sampler, n_steps=total)(stage, u, y, generator=noise, watch=watch)
     with torch.no_grad():
         x, value = energy.reference.decode(u).cpu(), energy(u, y).cpu()
     if not (x.isfinite().all() and value.isfinite().all()):

@@ -19,6 +19,8 @@ SETTINGS = [
     Langevin(n_steps=7, step_size=0.5, temperature=0.25),
     Langevin(n_steps=6, step_size=0.9, temperature=2.0, variance_corrected=True),
     Langevin(n_steps=1, step_size=1.3, temperature=0.5),
+    Langevin(n_steps=9, step_size=0.3, temperature=0.5, momentum=0.8),
+    Langevin(n_steps=3, step_size=0.9, temperature=2.0, variance_corrected=True, momentum=0.5),
 ]
 
 
@@ -131,6 +133,54 @@ def test_mutants_of_the_step_fail(mutant):
         u, _ = sampler.step(energy, u, y, generator=g)
     mean, var = toys.langevin_moments(energy, y, sampler, 0.0, 1.0)
     assert stats.worst_moment(u, mean, var) > 15
+
+
+class Kept(Langevin):
+    """A step with momentum, with something wrong."""
+
+    half, fresh = 1.0, 1.0
+
+    def _move(self, energy, u, way, drift, e, generator):
+        c, shift = self.momentum, e**2 / 2 * drift
+        noise = self.noise_std(e) * normal(u, generator)
+        if way is not None:
+            part = (1 - c**2) ** 0.5 if self.fresh else 1.0
+            noise = c * (way + self.half * shift) + part * noise
+        return u + shift + noise, shift + noise
+
+
+class HalfKickMissing(Kept):
+    half = 0.0
+
+
+class NoiseNotReduced(Kept):
+    fresh = 0.0
+
+
+@pytest.mark.parametrize("mutant", [HalfKickMissing, NoiseNotReduced])
+@pytest.mark.parametrize("options", [{"n_steps": 9, "step_size": 0.3}, {"n_steps": 3}])
+def test_mutants_of_the_momentum_fail(mutant, options):
+    options = {"step_size": 0.9, "temperature": 0.5, "momentum": 0.8} | options
+    stats.assert_moments(*chains(Kept(**options)))
+    assert stats.worst_moment(*chains(mutant(**options))) > 8
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_momentum_changes_how_fast_and_not_where_to(momentum):
+    """Where F is linear the stationary variance is T / (1 - e^2/4) at every momentum."""
+    sampler = Langevin(400, 0.5, 0.7, momentum=momentum)
+    _, var = toys.langevin_moments(toys.linear(), torch.tensor([1]), sampler, 0.5, 0.49)
+    assert float(var.max()) == pytest.approx(0.7 / (1 - 0.25 / 4), rel=1e-6)
+
+
+def test_a_constant_drift_moves_chains_by_the_time():
+    """Mutant: the time of a chain without momentum."""
+    sampler = Langevin(12, 0.3, temperature=0.0, momentum=0.8)
+    u, y = torch.zeros(2, 3).double(), torch.zeros(2).long()
+    moved, _ = sampler(lambda u, y: -u.sum(1), u, y, generator=toys.seeded())
+    assert (moved - sampler.time).abs().max() < 1e-12
+    assert sampler.time > 3 * replace(sampler, momentum=0.0).time
+    assert replace(sampler, momentum=0.0).time == pytest.approx(12 * 0.3**2 / 2)
 
 
 class WithoutGain(ClassifierEnergy):
@@ -326,7 +376,23 @@ def test_box_holds_and_interior_is_untouched(support):
     assert x.min() >= -1e-6 and x.max() <= 1 + 1e-6
 
 
-def test_reflection_keeps_the_truncated_gaussian():
+def test_walls_stop_or_turn_the_way_on():
+    """Without noise a fast chain that meets a wall stays there, or comes back as fast."""
+    energy = ClassifierEnergy(
+        toys.Linear(torch.zeros(1, 16), torch.zeros(1)),
+        WhiteNoise(torch.full((1, 4, 4), 0.5), 0.5),
+    )
+    u, fast = torch.full((2, 1, 4, 4), 0.9), torch.full((2, 1, 4, 4), 0.3)
+    sampler = Langevin(1, 0.1, temperature=0.0, momentum=0.9)
+    for support, position, left in (("reflect", 0.8, -0.3), ("clamp", 1.0, 0.0), ("unbounded", 1.2, 0.3)):
+        energy.support = support
+        step = (energy, u, fast / 0.9, torch.zeros_like(u), 0.1, toys.seeded())
+        moved, way = sampler._move(*step)
+        assert (moved - position).abs().max() < 1e-6 and (way - left).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_reflection_keeps_the_truncated_gaussian(momentum):
     """Reflected walks of a truncated normal keep its variance up to O(e^2); clamping does not."""
     energy = ClassifierEnergy(
         toys.Linear(torch.zeros(1, 16), torch.zeros(1)),
@@ -334,7 +400,7 @@ def test_reflection_keeps_the_truncated_gaussian():
         support="reflect",
     )
     n = 4000
-    u, _ = Langevin(n_steps=400, step_size=0.1)(
+    u, _ = Langevin(n_steps=400, step_size=0.1, momentum=momentum)(
         energy, torch.zeros(n, 1, 4, 4), torch.zeros(n).long(), generator=toys.seeded(15)
     )
     phi = math.exp(-0.5) / math.sqrt(2 * math.pi)
@@ -344,7 +410,7 @@ def test_reflection_keeps_the_truncated_gaussian():
     # Bias of the discretisation is below e^2; the standard error is far smaller.
     assert abs(found / var - 1) < 0.01
     energy.support = "clamp"
-    u, _ = Langevin(n_steps=400, step_size=0.1)(
+    u, _ = Langevin(n_steps=400, step_size=0.1, momentum=momentum)(
         energy, torch.zeros(n, 1, 4, 4), torch.zeros(n).long(), generator=toys.seeded(15)
     )
     assert float(u.double().square().mean()) / var > 1.03
@@ -386,6 +452,8 @@ def test_a_plain_function_is_an_energy():
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"tilt_norm": 0.0},
+        {"momentum": 1.0},
+        {"momentum": -0.1},
     ],
 )
 def test_bad_settings_are_refused(options):

@@ -92,13 +92,17 @@ def langevin_moments(
     energy: ClassifierEnergy, y: Tensor, sampler: Langevin, mean_0: float, var_0: float
 ) -> tuple[Tensor, Tensor]:
     """The exact mean and variance of a linear energy's chain after all its steps."""
-    e, n = sampler.step_size, sampler.n_steps
-    a = 1 - e**2 / 2
-    tilt = linear_tilt(energy, y)
-    mean = tilt + a**n * (mean_0 - tilt)
-    stationary = sampler.temperature * (1 if sampler.variance_corrected else 1 / (1 - e**2 / 4))
-    var = a ** (2 * n) * var_0 + stationary * (1 - a ** (2 * n))
-    return mean, torch.full_like(mean, var)
+    h, c = sampler.step_size**2 / 2, sampler.momentum
+    noise = 2 * h * sampler.temperature * (1 - h / 2 if sampler.variance_corrected else 1)
+    # Of the distance from the tilt and the last move, what a step makes: the first, the others.
+    first = torch.tensor([[1 - h, 0.0], [-h, 0.0]]).double()
+    later = torch.tensor([[1 - h * (1 + c), c], [-h * (1 + c), c]]).double()
+    tilt, both = linear_tilt(energy, y), torch.ones(2, 2).double()
+    mean, var = torch.tensor([1.0, 0.0]).double(), torch.diag(torch.tensor([var_0, 0.0])).double()
+    for i in range(sampler.n_steps):
+        step, part = (later, 1 - c**2) if i else (first, 1.0)
+        mean, var = step @ mean, step @ var @ step.T + part * noise * both
+    return tilt + mean[0] * (mean_0 - tilt), torch.full_like(tilt, float(var[0, 0]))
 
 
 def dense_space(energy: ClassifierEnergy) -> tuple[Tensor, Tensor]:
