@@ -384,7 +384,11 @@ def test_walls_stop_or_turn_the_way_on():
     )
     u, fast = torch.full((2, 1, 4, 4), 0.9), torch.full((2, 1, 4, 4), 0.3)
     sampler = Langevin(1, 0.1, temperature=0.0, momentum=0.9)
-    for support, position, left in (("reflect", 0.8, -0.3), ("clamp", 1.0, 0.0), ("unbounded", 1.2, 0.3)):
+    for support, position, left in (
+        ("reflect", 0.8, -0.3),
+        ("clamp", 1.0, 0.0),
+        ("unbounded", 1.2, 0.3),
+    ):
         energy.support = support
         step = (energy, u, fast / 0.9, torch.zeros_like(u), 0.1, toys.seeded())
         moved, way = sampler._move(*step)

@@ -11,8 +11,15 @@ import toys
 from test_cli import call
 from test_recursion import create
 
-from ebm_from_clf import ClassifierEnergy, PixelSpace, Smoothing, WhiteNoise, convert, save
-from ebm_from_clf import langevin
+from ebm_from_clf import (
+    ClassifierEnergy,
+    PixelSpace,
+    Smoothing,
+    WhiteNoise,
+    convert,
+    langevin,
+    save,
+)
 from ebm_from_clf.graph import rectifier, transpose
 from ebm_from_clf.prototype import PrototypeLaw
 from ebm_from_clf.theory import (

@@ -21,8 +21,12 @@ from ..reference import WhiteNoise
 from ..space import PixelSpace
 from .scene import EXACT, Check, relative_error
 
-FILTERS = [[2.0, 2, 0, 0], [1, -1, 0, 0], [0, 0, 1.5, 0]]
-CLASSES = ((FILTERS, [-1.5, 0.5, 0.3]), (FILTERS[:2], [0.8, -0.4]), (FILTERS[1:], [1.0, -2.0]))
+FILTERS: list[list[float]] = [[2.0, 2, 0, 0], [1, -1, 0, 0], [0, 0, 1.5, 0]]
+CLASSES: tuple[tuple[list[list[float]], list[float]], ...] = (
+    (FILTERS, [-1.5, 0.5, 0.3]),
+    (FILTERS[:2], [0.8, -0.4]),
+    (FILTERS[1:], [1.0, -2.0]),
+)
 PRIOR = [0.5, 0.3, 0.2]
 
 
