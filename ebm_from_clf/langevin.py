@@ -6,9 +6,9 @@ r"""Unadjusted Langevin dynamics in whitened coordinates, with momentum or witho
 
 Without momentum, c = 0, the velocity v is :math:`\sqrt{T} z`. With it the chain keeps a part c of
 the velocity with which it came from :math:`u_-`: a leapfrog step whose velocity is partly drawn
-anew (kinetic, or underdamped, Langevin dynamics). It gets as far in (1 - c) / (1 + c) of the steps,
-with the same stationary law wherever F is linear. The first velocity of a call is
-drawn; a wall stops or turns it as it does the chain.
+anew (kinetic, or underdamped, Langevin dynamics). It gets as far in (1 - c) / (1 + c) of the
+steps, with the same stationary law wherever F is linear. The first velocity of a call is drawn; a
+wall stops or turns it as it does the chain.
 
 With :math:`U = |u|^2/2 - F` and :math:`a = 1 - e^2/2` this is :math:`u' = a u + (1 - a) B + e
 \sqrt{T} z`. The step e has no unit: it is in standard deviations of the reference, whatever the
@@ -221,8 +221,8 @@ class Langevin:
         r"""Returns how much a random score adds to the temperature, with shape (B).
 
         A drift of variance v per coordinate acts like noise of the temperature
-        :math:`\frac{e^2 v}{4} \frac{1 + c}{1 - c}`, to which chains are heated beyond T. Estimated from two draws, hence
-        unbiased and rough; 0 for an energy that is not random.
+        :math:`\frac{e^2 v}{4} \frac{1 + c}{1 - c}`, to which chains are heated beyond T. Estimated
+        from two draws, hence unbiased and rough; 0 for an energy that is not random.
 
         Arguments:
             energy: The energy.

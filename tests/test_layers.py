@@ -84,9 +84,9 @@ FOLDERS = {
     "theory": [
         ["census"],
         ["structure"],
-        ["kinks"],
+        ["kinks", "readable"],
         ["minima"],
-        ["scene"],
+        ["hopfield", "scene"],
         ["identities", "memory", "one_layer", "piecewise"],
         ["examine"],
         ["__init__"],

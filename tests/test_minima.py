@@ -14,8 +14,9 @@ from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.graph import recursion
 from ebm_from_clf.prototype import PrototypeLaw
 from ebm_from_clf.theory import Structure, kinks, structure
-from ebm_from_clf.theory.kinks import is_readable
-from ebm_from_clf.theory.minima import Minima, count_modes, descend, recall
+from ebm_from_clf.theory.hopfield import count_modes, recall
+from ebm_from_clf.theory.minima import Minima, descend
+from ebm_from_clf.theory.readable import is_readable
 
 TAU = torch.tensor([3.0, 4.0, 2.0], dtype=torch.float64)
 BETA = torch.tensor([-4.0, -7.0, 1.0], dtype=torch.float64)  # two wells, two wells, one
@@ -163,7 +164,10 @@ def test_minima_of_a_signed_network_lie_on_kinks(seed):
     assert (found.kinks == 0).double().mean() < 0.1, "0 to 2 of 100 are inside of a piece"
     for i in range(4):
         residual, kinks = clarke(energy, found.u[i : i + 1])
-        assert residual < 1e-5 and kinks == int(found.kinks[i])
+        assert residual < 1e-5 and kinks == int(found.kinks[i]) == len(found.slopes[i])
+        assert found.slopes[i].min() >= 0 and found.slopes[i].max() <= 1
+        fractional = (found.slopes[i] > 1e-6) & (found.slopes[i] < 1 - 1e-6)
+        assert fractional.double().mean() > 0.9, "not those of one side or the other"
     # The mutant: plain reconstruction, with slopes of 0 and 1.
     _, score = energy_and_score(energy, found.u, zeros(12))
     off = score.flatten(1).norm(dim=1) / found.u.flatten(1).norm(dim=1)
@@ -267,6 +271,26 @@ def test_modes_are_joined_along_a_chain_and_no_further():
     assert modes.number.tolist() == [2, 3] and modes.mode.tolist() == [1, 1, 1, 0, 0]
     assert modes.u.flatten().tolist() == pytest.approx([4.0, 0.9])
     assert len(count_modes(minima, distance=0.6).number) == 4
+
+
+def test_what_is_no_minimum_is_no_mode():
+    u = torch.tensor([0.0, 0.0, 3.0, 6.0]).view(-1, 1, 1, 1)
+    value = torch.tensor([1.0, 2.0, 0.0, 4.0])
+    minima = Minima(u, value, value, zeros(4), torch.tensor([True, True, False, True]))
+    modes = count_modes(minima)
+    assert modes.number.tolist() == [2, 1] and modes.mode.tolist() == [0, 0, -1, 1]
+    nothing = minima._replace(found=minima.found & False)
+    with pytest.raises(ValueError, match="none of the 4 is a minimum; descend with more"):
+        count_modes(nothing)
+
+
+def test_kinks_that_cannot_be_read_are_named():
+    found = descend(energy_of(network(30, activation=nn.ReLU6)), starts(3), zeros(3), n_polish=5)
+    assert not found.found.any() and (found.kinks == -1).all()
+    assert found.obstacle == "hardtanh of 2"
+    with pytest.raises(ValueError, match="the kinks of hardtanh of 2 cannot be read"):
+        count_modes(found)
+    assert descend(energy_of(network(30)), starts(1), zeros(1), n_polish=5).obstacle == ""
 
 
 def test_what_cannot_be_descended_is_refused():

@@ -6,8 +6,8 @@ r"""What the paper says of an energy: its pieces, its minima, and its propositio
 from .census import census as census
 from .examine import Theory as Theory
 from .examine import examine_theory as examine_theory
-from .minima import count_modes as count_modes
+from .hopfield import count_modes as count_modes
+from .hopfield import recall as recall
 from .minima import descend as descend
-from .minima import recall as recall
 from .structure import Structure as Structure
 from .structure import structure as structure

@@ -21,9 +21,8 @@ border costs a few passes of the network, for :math:`g_k` too: it changes by wha
 turns over lets through. Kinks of max-pooling are not looked at, nor rectifiers with two of them.
 """
 
-__all__ = ["Rest", "come_to_rest", "is_readable"]
+__all__ = ["Rest", "come_to_rest"]
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
-from ..graph import Delta, Node, sides, unit_down, unit_up
+from ..graph import Delta, sides, unit_down, unit_up
 from .structure import Structure
 
 ROUNDING = 1e3  # in units of the rounding of one number
@@ -46,31 +45,14 @@ class Rest(NamedTuple):
         residual: The distance of u from its reconstruction with slopes in [0, 1], in u.
         kinks: The number of units at their kink.
         found: Whether it is a minimum, up to rounding.
+        slopes: The slopes of these units there, 0 to 1, with shape (kinks).
     """
 
     u: Tensor
     residual: float
     kinks: int
     found: bool
-
-
-def is_readable(energy: ClassifierEnergy, u: Tensor) -> bool:
-    """Tells whether all that bends a score are rectifiers with one kink, at 0.
-
-    Arguments:
-        energy: The energy.
-        u: Whitened coordinates, with shape (B, C, H, W).
-    """
-    if energy.smoothing is not None or energy.gauge == "log_softmax":
-        return False
-    graph = Structure.at(energy, u[:1]).graph
-    bent = [node for node in graph.nodes if node.kind != "linear"]
-    return graph.result is not None and bool(bent) and all(map(_has_one_kink, bent))
-
-
-def _has_one_kink(node: Node) -> bool:
-    finite = [kink for kink in node.kinks if math.isfinite(kink)]
-    return node.kind == "rectifier" and finite == [0.0]
+    slopes: Tensor
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
@@ -220,7 +202,7 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
         most: How many borders of pieces it may meet.
     """
     walk = _Walk(energy, u, y)
-    found = False
+    found, slope = False, walk.on
     for _ in range(most):
         end, slope, outgoing = walk.target()
         r = walk.responses(end)
@@ -242,7 +224,7 @@ def come_to_rest(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> R
             found = bool((r[walk.kept].abs() <= near).all())
             break
         walk.let_go(excess, slope, outgoing)
-    return Rest(walk.u, _residual(walk), len(walk.kept), found)
+    return Rest(walk.u, _residual(walk), len(walk.kept), found, slope[walk.kept].clamp(0, 1))
 
 
 def _residual(walk: _Walk) -> float:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..noise import generators, normal
-from .kinks import is_readable
 from .minima import Minima, descend
+from .readable import is_readable, unreadable
 from .scene import Check, Scene, norm, relative_error
 
 STEPS = 8  # each goes all the way to B, of the piece that it is on
@@ -34,7 +34,9 @@ def minimum(s: Scene) -> Check:
     statement, compared = "a minimum is its own reconstruction", "u where chains end, B of it"
     kinked = s.census.count("rectifier", "pool") > 0
     if kinked and not is_readable(s.energy, s.u):
-        return Check(statement, compared, "not here", None, "not all its kinks are those of ReLUs")
+        which = unreadable(s.energy, s.u)
+        note = f"not all its kinks are those of ReLUs{which and f': {which}'}"
+        return Check(statement, compared, "not here", None, note)
     if kinked and s.rounded:
         return Check(statement, compared, "not here", None, s.rounded)
     units = sum(r[:1].numel() for r in s.structure.graph.before)

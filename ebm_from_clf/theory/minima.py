@@ -9,9 +9,8 @@ with fractional slopes of these, see :mod:`ebm_from_clf.theory.kinks`. On a box,
 into it.
 """
 
-__all__ = ["Minima", "Modes", "Recall", "count_modes", "descend", "recall"]
+__all__ = ["Minima", "descend"]
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,8 @@ from ..gauge import check_classes
 from ..langevin import Langevin
 from ..modes import frozen
 from ..support import confine
-from .kinks import come_to_rest, is_readable
+from .kinks import come_to_rest
+from .readable import is_readable, unreadable
 from .structure import check_images
 
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
@@ -37,9 +37,13 @@ class Minima(NamedTuple):
         u: Whitened coordinates, with shape (B, C, H, W).
         energy: The energies, in nats, with shape (B).
         residual: The distances of u from its reconstruction, in u, with shape (B).
-        kinks: The number of units at their kink, with shape (B); 0 inside of a piece, and where
+        kinks: The number of units at their kink, with shape (B); 0 inside of a piece, -1 where
             the kinks of a network cannot be read.
         found: Whether it is a minimum, up to rounding, with shape (B).
+        slopes: Of each image the slopes of these units, 0 to 1, with which it is its own
+            reconstruction, with shape (kinks).
+        obstacle: The operation whose kinks cannot be read, on which minima are hardly ever found;
+            empty if there is none.
     """
 
     u: Tensor
@@ -47,39 +51,8 @@ class Minima(NamedTuple):
     residual: Tensor
     kinks: Tensor
     found: Tensor
-
-
-class Modes(NamedTuple):
-    """Distinct minima.
-
-    Arguments:
-        u: The lowest minimum of each mode, the lowest mode first, with shape (M, C, H, W).
-        energy: Their energies, in nats, with shape (M).
-        number: How many fell into each, with shape (M).
-        mode: Which mode each fell into, with shape (B).
-    """
-
-    u: Tensor
-    energy: Tensor
-    number: Tensor
-    mode: Tensor
-
-
-class Recall(NamedTuple):
-    """What corrupted images were taken for.
-
-    Arguments:
-        images: The modes that they fell into, in pixels, with shape (B, C, H, W).
-        expected: Those of the clean images, with the same shape.
-        right: Whether the two are the same mode, with shape (B).
-        found: Whether both are minima, up to rounding, with shape (B). If not, chains ended on
-            their way to a mode, and nothing is known to be right.
-    """
-
-    images: Tensor
-    expected: Tensor
-    right: Tensor
-    found: Tensor
+    slopes: tuple[Tensor, ...] = ()
+    obstacle: str = ""
 
 
 def descend(
@@ -121,9 +94,10 @@ def descend(
     if not u.isfinite().all():
         raise Diverged("descend: chains left the finite numbers. Take a smaller `step_size`.")
     kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+    slopes: tuple[Tensor, ...] = ()
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
-        readable = energy.support == "unbounded" and is_readable(energy, u)
-        if readable:
+        obstacle = unreadable(energy, u)
+        if energy.support == "unbounded" and is_readable(energy, u):
             rests = [
                 come_to_rest(energy, v, c, n_polish)
                 for v, c in zip(u.split(1), y.split(1), strict=True)
@@ -132,6 +106,7 @@ def descend(
             residual = u.new_tensor([rest.residual for rest in rests])
             kinks = kinks.new_tensor([rest.kinks for rest in rests])
             found = kinks.new_tensor([rest.found for rest in rests], dtype=torch.bool)
+            slopes = tuple(rest.slopes for rest in rests)
         else:
             if energy.support == "unbounded":
                 u = torch.cat(
@@ -143,79 +118,7 @@ def descend(
             residual = _residual(energy, u, y)
             found = residual <= torch.finfo(u.dtype).eps ** 0.5 * (1 + u.flatten(1).norm(dim=1))
         value = energy(u, y).detach()
-    return Minima(u, value, residual, kinks, found)
-
-
-def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
-    """Counts distinct minima of a class: those within a distance are one, and so on along them.
-
-    Arguments:
-        minima: Minima of one class.
-        distance: The largest distance, in u.
-
-    Raises:
-        ValueError: If there is no minimum, one is not finite, or the distance is none.
-    """
-    check_images("count_modes", minima.u)
-    _check_distance("count_modes", distance)
-    flat = minima.u.flatten(1)
-    near = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist") <= distance
-    order = minima.energy.argsort()
-    rank = order.argsort()
-    while True:
-        # Each takes the lowest of the minima near it, until none changes.
-        lowest = torch.where(near, rank, len(rank)).amin(1)
-        if torch.equal(lowest, rank):
-            break
-        rank = lowest
-    first, mode, number = rank.unique(return_inverse=True, return_counts=True)
-    return Modes(minima.u[order[first]], minima.energy[order[first]], number, mode)
-
-
-def recall(
-    energy: ClassifierEnergy,
-    clean: Tensor,
-    corrupted: Tensor,
-    y: Tensor,
-    *,
-    distance: float = 1e-3,
-    n_steps: int = 100,
-    step_size: float = 0.3,
-    n_polish: int = 300,
-) -> Recall:
-    """Lets corrupted images fall into modes, and tells whether it is those of the clean ones.
-
-    Arguments:
-        energy: The energy.
-        clean: Images, pixels in [0, 1], with shape (B, C, H, W).
-        corrupted: What has become of them, with the same shape.
-        y: Their class indices, with shape (B).
-        distance: The largest distance in u of two minima that are one mode.
-        n_steps: The steps of the chains; see :func:`descend`.
-        step_size: Their step e, at first.
-        n_polish: The borders of pieces, or the steps, of the polish.
-
-    Raises:
-        TypeError: If the images are not floating point.
-        ValueError: If a shape or the distance is wrong, or as for :func:`descend`.
-        Diverged: If chains leave the finite numbers.
-    """
-    _check_distance("recall", distance)
-    ends = []
-    for x in (clean, corrupted):
-        energy.space.check(x)
-        check_images("recall", x)
-        u = energy.reference.encode(x)
-        ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size, n_polish=n_polish))
-    expected, images = (energy.reference.decode(end.u) for end in ends)
-    found = ends[0].found & ends[1].found
-    near = (ends[0].u - ends[1].u).flatten(1).norm(dim=1) <= distance
-    return Recall(images, expected, near & found, found)
-
-
-def _check_distance(who: str, distance: float) -> None:
-    if not (distance >= 0 and math.isfinite(distance)):
-        raise ValueError(f"{who}: `distance` must be 0 or more, and finite, got {distance}.")
+    return Minima(u, value, residual, kinks - int(bool(obstacle)), found, slopes, obstacle)
 
 
 def _polish(energy: ClassifierEnergy, u: Tensor, y: Tensor, most: int) -> Tensor:
