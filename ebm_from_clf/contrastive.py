@@ -28,10 +28,10 @@ from .gauge import check_classes
 from .langevin import Langevin
 from .lead import Lead
 from .marginal import joint
-from .noise import normal
-from .objective import Objective, weighed
+from .objective import Generative, Objective, generative, weighed
 from .slots import Draw
 from .space import check_pixels
+from .support import noisy
 from .swift import is_on_torus
 from .synthesis import Synthesized, Synthesizer
 
@@ -114,7 +114,7 @@ class Contrastive(nn.Module):
         return self.synthesizer.sampler
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the contrastive loss of a batch; moves and keeps the chains of its classes.
+        """Returns the loss of a batch; moves and keeps the chains of its classes, if it has any.
 
         Arguments:
             x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
@@ -135,6 +135,8 @@ class Contrastive(nn.Module):
         if not len(y):
             raise ValueError("Contrastive: the batch is empty. Give at least one image.")
         y = y.long()
+        if self.objective.kind == "generative":
+            return self.generative(x, y).loss
         synthesized = self.synthesize(y)
         terms = self.terms(x, y, synthesized.images)
         self.begin_at_data(x, synthesized.draw, terms)
@@ -153,6 +155,18 @@ class Contrastive(nn.Module):
         made.energy, made.chains, made.generator = self.energy, self.chains, self.generator
         made.joint = self.objective.scores == "joint"
         return made(y)
+
+    def generative(self, x: Tensor, y: Tensor, *, classify: nn.Module | None = None) -> Generative:
+        """Returns the generative loss over the gain, which has no chains.
+
+        Arguments:
+            x: Observed images, pixels in [0, 1], with shape (B, C, H, W).
+            y: Their class indices, with shape (B).
+            classify: The network to differentiate, as for :meth:`terms`.
+        """
+        logits = self.energy.classify(self._changed(self._observe(x)), classify)
+        found = generative(self.energy.tilts(logits), y)
+        return found._replace(loss=found.loss / self.energy.gain)
 
     @torch.no_grad()
     def begin_at_data(self, x: Tensor, draw: Draw, terms: Terms) -> Tensor:
@@ -226,10 +240,7 @@ class Contrastive(nn.Module):
                 `DistributedDataParallel` is). `None` for the classifier itself.
         """
         n = len(x)
-        pair = torch.cat([self._observe(x), synthesized])
-        if self.energy.smoothing is not None:
-            whole = replace(self.energy.smoothing, size=1.0)
-            pair = whole.view(pair, self.generator)(pair)
+        pair = self._changed(torch.cat([self._observe(x), synthesized]))
         clean = None if clean is None else self.worst(*clean)
         images = torch.cat([pair, *([] if clean is None else clean[:1])])
         logits = self.energy.classify(images, classify)
@@ -251,13 +262,12 @@ class Contrastive(nn.Module):
         return tilts.gather(1, y[:, None])[:, 0] / gain
 
     def _observe(self, x: Tensor) -> Tensor:
-        """Adds the data noise, within the support.
+        """Adds the data noise, within the support."""
+        noise, energy = self.objective.data_noise, self.energy
+        return noisy(x, noise, energy.reference, energy.support, self.generator)
 
-        Chains cannot leave the support. If observed images could, the score would learn to tell
-        the two apart by that alone, and its gradient would have no end.
-        """
-        x = x + self.objective.data_noise * normal(x, self.generator)
-        if self.energy.support == "unbounded":
+    def _changed(self, x: Tensor) -> Tensor:
+        """Shows images in one of the ways that the energy averages over, if it does."""
+        if self.energy.smoothing is None:
             return x
-        reference = self.energy.reference
-        return reference.decode(self.energy.confine(reference.encode(x)))
+        return replace(self.energy.smoothing, size=1.0).view(x, self.generator)(x)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,13 +128,18 @@ class Finetuner:
         """
         weight = self.settings.objective.cross_entropy
         pair = (clean, labels) if weight and self.settings.clean_batch_size else None
-        if self.update < self.settings.warm_start.updates:
-            self.journal.add_denoised(
-                *self.learner.denoise(x, y, pair, self.update, self.guard.rate)
-            )
+        if self._is_chainless(self.update):
+            warm = self.update < self.settings.warm_start.updates
+            learn = self.learner.denoise if warm else self.learner.generative
+            self.journal.add_chainless(*learn(x, y, pair, self.update, self.guard.rate))
         else:
             self._contrast(x, y, pair)
         self.update += 1
+
+    def _is_chainless(self, update: int) -> bool:
+        """Tells whether an update, counted from 0, has no chains."""
+        generative = self.settings.objective.kind == "generative"
+        return generative or update < self.settings.warm_start.updates
 
     def _contrast(self, x: Tensor, y: Tensor, clean: Pair | None) -> None:
         """Makes an update with chains, and begins anew those that it lost."""
@@ -195,8 +201,10 @@ class Finetuner:
 
     def _line(self) -> dict[str, Any]:
         """Makes the next line of the log."""
-        warm = self.update <= self.settings.warm_start.updates
-        make = self.journal.denoised_line if warm else self.journal.line
+        make: Callable[..., dict[str, Any]] = self.journal.line
+        if self._is_chainless(self.update - 1):
+            warm = self.update <= self.settings.warm_start.updates
+            make = partial(self.journal.chainless_line, "warm_start" if warm else "generative")
         return make(
             update=self.update,
             seconds=round(self.seconds, 2),
@@ -217,7 +225,7 @@ class Finetuner:
         """Keeps a healthy state, mends one that is off. Noise, data and schedule go on."""
         fault = find_fault(line, self.guard.settings)
         if fault is None:
-            if "auc" in line:  # a warm start has no chains
+            if "auc" in line:  # not without chains
                 # Observed minus synthesized scores: the gradient of the likelihood in the gain.
                 change = self.settings.learn_gain * line["mean_gap"]
                 self.energy.gain *= math.exp(min(max(change, -0.1), 0.1))

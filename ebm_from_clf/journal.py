@@ -12,8 +12,8 @@ images with weights that fall by .03 an image, and 0 before twenty of them. `gap
 `class_gap_error` are the standard errors of `mean_gap` and `class_gap`, from the differences of
 single images and chains, as if these were independent: scores of a class whose images differ much
 differ much. `accuracy` is that at the images of the cross-entropy: augmented, and where the
-objective is adversarial, moved. Lines of the warm start say so as their `stage`; they have no
-chains to tell of.
+objective is adversarial, moved. Lines of the warm start and of the generative loss say so as
+their `stage`; they have no chains to tell of.
 """
 
 __all__ = ["Journal"]
@@ -48,7 +48,7 @@ class Journal:
     def __init__(self, n_classes: int) -> None:
         self.lines: list[Line] = []
         self._pending: list[torch.Tensor] = []
-        self._denoised: list[torch.Tensor] = []
+        self._chainless: list[torch.Tensor] = []
         # Of each class the gap and its square, how much of them is known, and the squared weights.
         self._gaps = torch.zeros(4, n_classes)
 
@@ -119,34 +119,35 @@ class Journal:
         """
         self._gaps[:, slice(None) if classes is None else classes] = 0
 
-    def add_denoised(
+    def add_chainless(
         self,
         loss: torch.Tensor,
         cross_entropy: torch.Tensor,
         hits: torch.Tensor,
         gradient: torch.Tensor,
     ) -> None:
-        """Notes an update of the warm start, without waiting for its numbers.
+        """Notes an update without chains, without waiting for its numbers.
 
         Arguments:
-            loss: The denoising loss.
+            loss: The denoising loss, or the generative one.
             cross_entropy: The cross-entropy on the clean images.
             hits: The fraction of clean images classified right.
             gradient: The norm of the gradient.
         """
-        self._denoised.append(torch.stack([loss, cross_entropy, hits, gradient]).detach())
+        self._chainless.append(torch.stack([loss, cross_entropy, hits, gradient]).detach())
 
-    def denoised_line(self, **numbers: float) -> Line:
-        """Makes the updates of the warm start noted since the last line into one.
+    def chainless_line(self, stage: str, **numbers: float) -> Line:
+        """Makes the updates without chains noted since the last line into one.
 
         Arguments:
+            stage: What they are of, `warm_start` or `generative`.
             numbers: What else belongs to it, such as `update` and `seconds`.
         """
-        table = _table(self._denoised)
+        table = _table(self._chainless)
         mean = table.mean(0).tolist()
-        line: Line = {"stage": "warm_start"} | numbers
+        line: Line = {"stage": stage} | numbers
         line |= {
-            "denoising": mean[0],
+            "denoising" if stage == "warm_start" else stage: mean[0],
             "cross_entropy": float(table[-1, 1]),
             # Not the weighted sum of them, which depends on the size of images.
             "worst": float(table[:, :2].abs().max()),
@@ -194,7 +195,7 @@ class Journal:
         return {
             "lines": self.lines,
             "pending": self._pending,
-            "denoised": self._denoised,
+            "denoised": self._chainless,
             "gaps": self._gaps,
         }
 
@@ -206,7 +207,7 @@ class Journal:
         """
         self.lines, self._pending = list(state["lines"]), list(state["pending"])
         self._gaps = state["gaps"]
-        self._denoised = list(state["denoised"])
+        self._chainless = list(state["denoised"])
 
     def write(self, folder: Path, *, anew: bool = False) -> None:
         """Writes the last line to `metrics.jsonl`; numbers that are not finite become null.

@@ -4,11 +4,13 @@ r"""One update: Algorithm 1 of the paper, with the classifier kept.
 
 One chain of each observed class moves by a few Langevin steps with the parameters held; then one
 forward of all images together is descended. An update of the warm start denoises images instead
-and leaves the chains where they are; see :mod:`ebm_from_clf.denoise`.
+and leaves the chains where they are, see :mod:`ebm_from_clf.denoise`; so does every update of the
+generative loss, which has no use for them.
 """
 
 __all__ = ["Learner"]
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +47,8 @@ class Contrasted(NamedTuple):
     gradient: Tensor
 
 
-class Denoised(NamedTuple):
-    """What an update of the warm start leaves behind: scalars, detached."""
+class Chainless(NamedTuple):
+    """What an update without chains leaves behind: scalars, detached."""
 
     loss: Tensor
     cross_entropy: Tensor
@@ -125,20 +127,34 @@ class Learner:
         ahead = self.gen.begin_at_data(x, synthesized.draw, terms)
         return Contrasted(terms, synthesized, ahead, gradient)
 
-    def denoise(self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float) -> Denoised:
+    def denoise(self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float) -> Chainless:
         """Makes an update of the warm start; arguments as for :meth:`contrast`."""
-        settings, objective = self.settings, self.settings.objective
+        settings, joint = self.settings, self.settings.objective.scores == "joint"
+        chosen = (settings.warm_start, settings.sampler)
+
+        def loss() -> tuple[Tensor, float]:
+            return warm_loss(self.energy, x, y, *chosen, joint=joint, generator=self.generator)
+
+        return self._without_chains(loss, clean, at, rate)
+
+    def generative(
+        self, x: Tensor, y: Tensor, clean: Pair | None, at: int, rate: float
+    ) -> Chainless:
+        """Makes an update of the generative loss; arguments as for :meth:`contrast`."""
+
+        def loss() -> tuple[Tensor, float]:
+            return self.gen.generative(x, y, classify=self.descent.wrapped).loss, 1.0
+
+        return self._without_chains(loss, clean, at, rate)
+
+    def _without_chains(
+        self, make: Callable[[], tuple[Tensor, float]], clean: Pair | None, at: int, rate: float
+    ) -> Chainless:
+        """Descends a loss, so many times, and the cross-entropy of clean images."""
+        objective = self.settings.objective
         with self.descent.held():
             with self._passes():
-                loss, weight = warm_loss(
-                    self.energy,
-                    x,
-                    y,
-                    settings.warm_start,
-                    settings.sampler,
-                    joint=objective.scores == "joint",
-                    generator=self.generator,
-                )
+                loss, weight = make()
                 cross_entropy, hits = loss.new_zeros(()), loss.new_zeros(())
                 if clean is not None:
                     images, labels = self.gen.worst(*clean)
@@ -146,7 +162,7 @@ class Learner:
                     cross_entropy, hits = objective.classification(logits, labels)
             total = weight * loss + objective.cross_entropy * cross_entropy
             gradient = self.descent.step(total, at, rate)
-        return Denoised(loss.detach(), cross_entropy.detach(), hits, gradient)
+        return Chainless(loss.detach(), cross_entropy.detach(), hits, gradient)
 
     def _passes(self) -> AbstractContextManager[None]:
         if self.reduced is None:

@@ -132,7 +132,7 @@ class Muon(torch.optim.Optimizer):
         Raises:
             ValueError: If it is that of another optimiser; nothing is changed then.
         """
-        if any(self.defaults.keys() - group for group in state_dict["param_groups"]):
+        if any({"momentum", "betas"} - group.keys() for group in state_dict["param_groups"]):
             raise ValueError("Muon: this is the state of another optimiser.")
         super().load_state_dict(state_dict)
 

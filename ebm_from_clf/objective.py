@@ -6,7 +6,7 @@ r"""What is minimised: losses of observed against synthesized scores.
 The first descends along minus the gradient of the likelihood over the gain (Xie et al., 2016), the
 second bounds what a single image weighs. They are functions of the scores F / gain of N observed
 and M synthesized images, and own nothing. A third, :func:`generative`, is without chains: images
-of all classes stand in for synthesized ones.
+of all classes stand in for synthesized ones, so that it knows nothing of what lies between them.
 """
 
 __all__ = ["Generative", "Objective", "generative", "likelihood", "logistic", "trim", "weighed"]
@@ -115,7 +115,7 @@ class Objective:
     https://arxiv.org/abs/2504.10612), there 0.1 and 0.02.
 
     Arguments:
-        kind: Which loss, `likelihood` or `logistic`.
+        kind: Which loss, `likelihood` or `logistic`, or `generative`, which has no chains.
         trim: Fraction of synthesized images left out, those of the lowest scores.
         clamp: How far below 0 the likelihood loss is driven, in logits; once synthesized images
             score so much less than observed ones it has no gradient. No bound if absent.
@@ -129,7 +129,7 @@ class Objective:
         adversarial: How far clean images are first moved to where the cross-entropy is largest.
     """
 
-    kind: Literal["likelihood", "logistic"] = "likelihood"
+    kind: Literal["likelihood", "logistic", "generative"] = "likelihood"
     trim: float = 0.0
     clamp: float | None = None
     square: float = 0.0
@@ -152,6 +152,11 @@ class Objective:
                 f"Objective: `clamp` is 0 or more and for kind `likelihood`, got {self.clamp} for "
                 f"`{self.kind}`. Leave it out."
             )
+        if self.kind == "generative" and (self.trim or self.square or self.scores == "joint"):
+            raise ValueError(
+                "Objective: `generative` has no synthesized scores to `trim` or to `square`, and "
+                "none of all classes together. Leave these out."
+            )
         for name in ("square", "data_noise", "cross_entropy"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Objective: `{name}` must be 0 or more.")
@@ -161,7 +166,7 @@ class Objective:
             )
 
     def __call__(self, observed: Tensor, synthesized: Tensor) -> Tensor:
-        """Returns the contrastive loss of scores with shapes (N) and (M)."""
+        """Returns the contrastive loss of scores with shapes (N) and (M), not of `generative`."""
         contrast = likelihood if self.kind == "likelihood" else logistic
         loss = contrast(observed, trim(synthesized, self.trim))
         if self.clamp is not None:

@@ -153,6 +153,11 @@ class Settings:
                 "Settings: with a `tilt_norm` chains do not feel the gain, so there is none to "
                 "learn. Set `learn_gain` to 0."
             )
+        if self.learn_gain and self.objective.kind == "generative":
+            raise ValueError(
+                "Settings: the gain is learned from chains, of which the objective `generative` "
+                "has none. Set `learn_gain` to 0."
+            )
         curriculum = self.curriculum
         if curriculum.auc < 1 and not curriculum.fewest <= self.sampler.n_steps <= curriculum.most:
             raise ValueError(

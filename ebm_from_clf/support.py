@@ -1,12 +1,13 @@
 """Where a model lives: all images, or a box; and pixels that stay what they are."""
 
-__all__ = ["Kept", "Support", "check_support", "confine"]
+__all__ = ["Kept", "Support", "check_support", "confine", "noisy"]
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .noise import Randomness, normal
 from .reference import Reference
 
 Support = Literal["unbounded", "reflect", "clamp"]
@@ -69,3 +70,24 @@ def confine(u: Tensor, reference: Reference, support: Support, kept: Kept | None
     if kept is None:
         return u
     return reference.encode(torch.where(kept.mask, kept.image, reference.decode(u)))
+
+
+def noisy(
+    x: Tensor, noise: float, reference: Reference, support: Support, generator: Randomness
+) -> Tensor:
+    """Returns images with noise, within the support.
+
+    Chains cannot leave the support. If observed images could, the score would learn to tell the
+    two apart by that alone, and its gradient would have no end.
+
+    Arguments:
+        x: Pixels in [0, 1], with shape (B, C, H, W).
+        noise: The standard deviation of the noise, in pixels.
+        reference: The reference.
+        support: The support.
+        generator: One generator, or one per image.
+    """
+    x = x + noise * normal(x, generator)
+    if support == "unbounded":
+        return x
+    return reference.decode(confine(reference.encode(x), reference, support))

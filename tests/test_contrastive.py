@@ -128,6 +128,30 @@ def test_generative_loss_of_equal_and_of_extreme_scores():
     assert abs(shifted[2].item() - shifted[0].item()) > 1
 
 
+def test_the_objective_without_chains_is_the_generative_loss_of_the_tilts():
+    """Over the gain, in the weights of the classifier; no chain moves."""
+    energy = toys.smooth(gain=5.0)
+    y = torch.tensor([0, 2, 2, 1])
+    x = torch.rand(4, *toys.SHAPE, generator=toys.seeded(7))
+    chains = ChainStore(energy.reference, ReferenceStart(energy.reference), 3, per_class=5)
+    sampler, objective = Langevin(2, 0.1), Objective(kind="generative", data_noise=0.0)
+    gen = Contrastive(energy, sampler, chains, objective)
+    before = [v.clone() for v in chains.state_dict().values() if isinstance(v, torch.Tensor)]
+    weights = list(energy.classifier.parameters())
+    found = torch.autograd.grad(gen(x, y), weights)
+    wanted = torch.autograd.grad(
+        generative(energy.all_tilts(energy.reference.encode(x)), y)[0], weights
+    )
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b / 5).abs().max() < 1e-6
+    assert max((a - b).abs().max() for a, b in zip(found, wanted, strict=True)) > 1e-3, "the gain"
+    after = [v for v in chains.state_dict().values() if isinstance(v, torch.Tensor)]
+    assert len(before) and all(map(torch.equal, before, after))
+    for wrong in ({"trim": 0.1}, {"square": 1.0}, {"scores": "joint"}):
+        with pytest.raises(ValueError, match="`generative` has no synthesized scores"):
+            Objective(kind="generative", **wrong)
+
+
 def test_training_with_the_generative_loss_lowers_it_and_keeps_the_cross_entropy():
     g = toys.seeded(5)
     y = torch.arange(60) % 3

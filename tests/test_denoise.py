@@ -566,7 +566,7 @@ def test_stage_descends_both_losses_with_their_weights(digits):
     step, totals = tuner.descent.step, []
     tuner.descent.step = lambda loss, *rest: (totals.append(loss.item()), step(loss, *rest))[1]
     advance(tuner, 1)
-    loss, cross_entropy, _, _ = tuner.journal._denoised[0].tolist()
+    loss, cross_entropy, _, _ = tuner.journal._chainless[0].tolist()
     expected = 2 * 0.005 * 256 / 600 * loss + 3 * cross_entropy
     assert totals == [pytest.approx(expected, rel=1e-5)]
 

@@ -15,6 +15,7 @@ import torch
 from ebm_from_clf import (
     Diverged,
     FittedGaussian,
+    Objective,
     Settings,
     UsageError,
     WhiteNoise,
@@ -214,6 +215,24 @@ def test_every_start_runs(digits, kind):
     settings = Settings(updates=2, **(QUICK | {"start": StartSettings(kind=kind)}))
     finetune(e, digits, settings)
     assert torch.isfinite(draw(e, [0], 2, sampler=Langevin(n_steps=2)).images).all()
+
+
+def test_a_run_of_the_generative_loss_moves_no_chain(digits, tmp_path):
+    settings = Settings(
+        updates=60, learning_rate=2e-3, objective=Objective("generative"), log_every=20, **QUICK
+    )
+    settings = replace(settings, objective=replace(settings.objective, cross_entropy=0.0))
+    tuner = Finetuner(energy(digits), digits, settings)
+    before = tuner.chains.state_dict()
+    tuner.run(tmp_path / "run")
+    lines = tuner.journal.lines
+    assert [line["stage"] for line in lines] == ["generative"] * 3 and "auc" not in lines[0]
+    assert lines[-1]["generative"] < lines[0]["generative"] / 2
+    after = tuner.chains.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items() if isinstance(v, torch.Tensor))
+    draw(tuner.energy, [3], 2)
+    with pytest.raises(ValueError, match="the gain is learned from chains"):
+        Settings(objective=Objective("generative"), learn_gain=0.1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "nmuon"])
