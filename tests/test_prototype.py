@@ -337,6 +337,68 @@ def test_samples_of_any_filters_have_the_probabilities_of_the_pieces(temperature
         stats.assert_mean(on[:, 2] * on[:, 3], float(law.on[2] * law.on[3]))
 
 
+def crossed(k, dim, seed=3):
+    """Filters in general directions, about as often on as off, so that pieces are alike."""
+    g = toys.seeded(seed)
+    tilts = torch.randn(k, dim, generator=g).double() / 2
+    beta = 0.3 * torch.randn(k, generator=g) - tilts.square().sum(1) / 2
+    reference = WhiteNoise(torch.full((1, 1, dim), 0.5), 0.25)
+    unit = Prototype(4 * tilts.view(k, 1, 1, dim), beta - 2 * tilts.sum(1))
+    return ClassifierEnergy(unit, reference).double()
+
+
+def coded(patterns):
+    """The numbers of patterns, of which there are 2^K."""
+    return patterns.long() @ 2 ** torch.arange(patterns.shape[1])
+
+
+def shares(energy, u, law):
+    """The pattern of each draw, and the probability of each of all 2^K."""
+    x = energy.space(energy.reference.decode(u))
+    k = len(law.omega)
+    probability = torch.zeros(2**k).double()
+    probability[coded(law.patterns)] = law.probability
+    return coded(energy.classifier.responses(x) > 0), probability
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("k, dim", [(5, 2), (4, 3), (5, 3)])
+def test_every_piece_has_its_share_of_exact_draws(k, dim, temperature):
+    """Drawn among all 2^K patterns, whether they are pieces or not: those that are not, never."""
+    energy = crossed(k, dim)
+    law, sampler = PieceLaw(energy, temperature), PieceLaw(energy, temperature)
+    digits = torch.arange(2**k)[:, None] >> torch.arange(k)
+    sampler.patterns = digits % 2 > 0
+    codes, probability = shares(energy, sampler.sample(N, generator=toys.seeded(18)), law)
+    stats.assert_shares(codes, probability)
+    assert (probability > 0).sum() < 2**k and (probability[codes] > 0).all()
+    assert (N * law.probability > 100).sum() > 11, "or few are compared"
+    # Mutants: patterns in another order, units in another order, and the inverted ones.
+    order = law.probability.argsort()
+    swapped = probability.clone()
+    pair = coded(law.patterns[order[-2:]])
+    swapped[pair] = probability[pair.flip(0)]
+    turned = probability.view([2] * k).movedim(0, -1).flatten()
+    for mutant in (swapped, turned, probability.flip(0)):
+        with pytest.raises(AssertionError):
+            stats.assert_shares(codes, mutant)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_pieces_of_orthogonal_filters_have_their_shares_of_draws_unit_by_unit(temperature):
+    """The draws of the one law, the probabilities of the other."""
+    energy = model()
+    u = PrototypeLaw(energy, temperature).sample(N, generator=toys.seeded(19))
+    law = PieceLaw(energy, temperature)
+    codes, probability = shares(energy, u, law)
+    stats.assert_shares(codes, probability)
+    # Mutants: another temperature, and each pattern for the next.
+    _, other = shares(energy, u[:1], PieceLaw(energy, 0.9 * temperature))
+    for mutant in (other, probability.roll(1)):
+        with pytest.raises(AssertionError):
+            stats.assert_shares(codes, mutant)
+
+
 def test_many_units_are_drawn_from(k=34):
     """More patterns than can be listed, 2^34; at most 596 of them are pieces."""
     law = PieceLaw(planar(k, 0.4))
