@@ -187,3 +187,18 @@ def test_what_has_no_structure_is_refused():
         Structure.at(kinked(), u).plane(Y + 1)
     with pytest.raises(ValueError, match="images must have shape"):
         structure(kinked(), u[:, :1])
+
+
+def test_the_pattern_of_other_images_or_of_another_network_is_refused():
+    """One of a single image would be taken for that of all."""
+    found = Structure.at(kinked(), state())
+    one, other = Structure.at(kinked(), state()[:1]), found.pattern[::-1]
+    for pattern in (one.pattern, other, lambda unit, b: one.pattern[unit]):
+        with pytest.raises(ValueError, match="recursion: the .* must have shape"):
+            found.plane(Y, pattern)
+    for pattern in (found.pattern[:-1], [*found.pattern, found.pattern[0]]):
+        for call in (found.plane, found.responses):
+            with pytest.raises(ValueError, match="recursion: the pattern must have"):
+                call(Y if call == found.plane else found.u, pattern)
+    with pytest.raises(ValueError, match="recursion: the .* must have shape"):
+        found.responses(found.u, one.pattern)
