@@ -83,7 +83,7 @@ def topdown(
         x = x.detach().clone().requires_grad_()
         with _Rectifiers(switches) as met:
             logits = energy.classify(x)
-        above = y if y.is_floating_point() else functional.one_hot(y, logits.shape[1])
+        above = y if y.is_floating_point() else functional.one_hot(y.long(), logits.shape[1])
         (signal,) = torch.autograd.grad(logits, x, above.to(logits))
     if not met.count and switches != "gradient":
         raise UsageError(

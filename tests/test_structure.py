@@ -7,7 +7,7 @@ import torch
 import toys
 from torch import nn
 
-from ebm_from_clf import ClassifierEnergy, Smoothing
+from ebm_from_clf import ClassifierEnergy, Smoothing, topdown
 from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.theory import Structure, structure
 
@@ -187,6 +187,15 @@ def test_what_has_no_structure_is_refused():
         Structure.at(kinked(), u).plane(Y + 1)
     with pytest.raises(ValueError, match="images must have shape"):
         structure(kinked(), u[:, :1])
+
+
+def test_classes_are_taken_in_any_precision():
+    energy, u = kinked(), state()
+    found = Structure.at(energy, u)
+    for y in (torch.eye(3)[Y], Y.byte(), Y.int()):
+        assert torch.equal(found.plane(y).slope, found.plane(Y).slope)
+        assert torch.equal(energy(u, y), energy(u, Y))
+        assert torch.equal(topdown(energy, u, y), topdown(energy, u, Y))
 
 
 def test_the_pattern_of_other_images_or_of_another_network_is_refused():

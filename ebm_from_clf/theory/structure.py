@@ -171,8 +171,8 @@ class Structure:
                 "structure: the gauge log_softmax is not linear in the logits, so that its "
                 "scores have no pieces. Take an energy with the gauge raw or centered."
             )
-        weights = torch.zeros_like(self.graph.logits)
-        weights = weights + y if y.is_floating_point() else weights.scatter(1, y[:, None], 1.0)
+        none = torch.zeros_like(self.graph.logits)
+        weights = y.to(none) if y.is_floating_point() else none.scatter(1, y[:, None].long(), 1.0)
         if self.energy.gauge == "centered":
             weights = weights - weights.mean(1, keepdim=True)
         return self.energy.gain * weights
