@@ -30,6 +30,7 @@ from .energy import ClassifierEnergy
 from .errors import UsageError
 from .gauge import check_classes
 from .modes import frozen
+from .space import check_images
 
 Switches = Literal["gradient", "deconvnet", "guided"]
 
@@ -70,14 +71,15 @@ def topdown(
         The signal, in logits per pixel value. With `gradient` it is the gradient of the logit.
 
     Raises:
-        TypeError: If the images are not floating point.
-        ValueError: If a shape is wrong or a class or rule does not exist.
+        TypeError: If the images are not of the dtype of the energy.
+        ValueError: If a shape is wrong, an image is not finite, there is none, or a class or rule
+            does not exist.
         UsageError: If other switches than those of the gradient are asked for, and the network
             has no rectifier.
     """
     if switches not in get_args(Switches):
         raise ValueError(f"topdown: `switches` is {get_args(Switches)}, got {switches!r}.")
-    energy.space.check(x)
+    check_images("topdown", x, energy)
     check_classes(y, len(x), energy.n_classes)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         x = x.detach().clone().requires_grad_()

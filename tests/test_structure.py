@@ -185,8 +185,17 @@ def test_what_has_no_structure_is_refused():
         Structure.at(kinked(smoothing=Smoothing()), u)
     with pytest.raises(ValueError, match="classes are 0 to 2"):
         Structure.at(kinked(), u).plane(Y + 1)
-    with pytest.raises(ValueError, match="images must have shape"):
+    with pytest.raises(ValueError, match="structure: images must have shape"):
         structure(kinked(), u[:, :1])
+    with pytest.raises(ValueError, match="structure: images must have shape"):
+        Structure.at(kinked(), u[:, :1])
+    found = Structure.at(kinked(), u)
+    with pytest.raises(TypeError, match="reach: images must be torch.float64, .* got torch.f"):
+        found.reach(u.float())
+    with pytest.raises(ValueError, match="reach: the structure is that of 4 images, got 1"):
+        found.reach(u[:1])
+    with pytest.raises(ValueError, match="responses: images must be finite, image 0"):
+        found.responses(u / 0, found.pattern)
 
 
 def test_classes_are_taken_in_any_precision():

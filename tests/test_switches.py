@@ -170,6 +170,12 @@ def test_bad_requests_are_refused():
         topdown(toy, x, y, "smooth")
     with pytest.raises(ValueError, match="classes are 0 to 0"):
         topdown(toy, x, y + 1)
+    with pytest.raises(ValueError, match="topdown: images must be finite, image 0 is not"):
+        topdown(toy, x / 0, y)
+    with pytest.raises(TypeError, match="topdown: images must be torch.float32"):
+        topdown(toy, x.double(), y)
+    with pytest.raises(TypeError, match="topdown: an energy is needed, got Sequential"):
+        topdown(toy.classifier, x, y)
     smooth = toys.smooth()
     image = torch.rand(1, *toys.SHAPE)
     assert topdown(smooth, image, y).shape == image.shape

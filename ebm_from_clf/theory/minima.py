@@ -23,9 +23,9 @@ from ..errors import Diverged
 from ..gauge import check_classes
 from ..langevin import Langevin
 from ..modes import frozen
+from ..space import check_images
 from ..support import confine
 from .kinks import come_to_rest, is_readable
-from .structure import check_images
 
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
@@ -105,14 +105,15 @@ def descend(
         n_polish: The borders of pieces that the polish may meet, or its steps of L-BFGS.
 
     Raises:
-        ValueError: If there is no image, one is not finite, a class does not exist, pixels of the
-            energy are kept, or a number of steps is wrong.
+        TypeError: If the energy is none, or the images are not of its dtype.
+        ValueError: If there is no image, a shape is wrong, one is not finite, a class does not
+            exist, pixels of the energy are kept, or a number of steps is wrong.
         Diverged: If chains leave the finite numbers.
     """
-    check_images("descend", u)
+    check_images("descend", u, energy)
     check_classes(y, len(u), energy.n_classes)
-    if n_polish < 0:
-        raise ValueError(f"descend: `n_polish` must be 0 or more, got {n_polish}.")
+    if not isinstance(n_polish, int) or n_polish < 0:
+        raise ValueError(f"descend: `n_polish` must be 0 or more, and whole, got {n_polish}.")
     if energy.kept is not None:
         raise ValueError("descend: the energy keeps pixels. Descend the one it was made of.")
     for shorter in SHORTER:
@@ -154,8 +155,11 @@ def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
         distance: The largest distance, in u.
 
     Raises:
+        TypeError: If they are no minima.
         ValueError: If there is no minimum, one is not finite, or the distance is none.
     """
+    if not isinstance(minima, Minima):
+        raise TypeError(f"count_modes: minima are needed, got {type(minima).__name__}.")
     check_images("count_modes", minima.u)
     _check_distance("count_modes", distance)
     flat = minima.u.flatten(1)
@@ -196,15 +200,14 @@ def recall(
         n_polish: The borders of pieces, or the steps, of the polish.
 
     Raises:
-        TypeError: If the images are not floating point.
+        TypeError: If the energy is none, or the images are not of its dtype.
         ValueError: If a shape or the distance is wrong, or as for :func:`descend`.
         Diverged: If chains leave the finite numbers.
     """
     _check_distance("recall", distance)
     ends = []
     for x in (clean, corrupted):
-        energy.space.check(x)
-        check_images("recall", x)
+        check_images("recall", x, energy)
         u = energy.reference.encode(x)
         ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size, n_polish=n_polish))
     expected, images = (energy.reference.decode(end.u) for end in ends)
