@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 import dataclasses
+import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -47,6 +48,16 @@ EPILOG = """examples:
 """
 
 LONGEST_LINE = 300
+NUMBERS = {
+    "PositiveInt": "a positive whole number",
+    "NonNegativeInt": "a whole number, 0 or more",
+    "PositiveFloat": "a positive number",
+    "ClosedUnitInterval": "a number from 0 to 1",
+}
+# What jsonargparse says of a number, of one type or of a union: its option, type and value.
+NUMBER = re.compile(
+    r"Parser key \"([\w.]+)\":.*?Not of type (\w+): (?:.*: )?'?(\S*?)'?(?: does .*)?$"
+)
 LARGEST_NUMBER = 1e12
 
 
@@ -70,8 +81,11 @@ class Parser(ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        line = " ".join(message.split())[:LONGEST_LINE].rstrip(". ")
-        stop(2, f"{line}. See --help.")
+        line = " ".join(message.split())
+        found = NUMBER.match(line)
+        if found and found[2] in NUMBERS:
+            line = f"--{found[1]} must be {NUMBERS[found[2]]}, got {found[3]}"
+        stop(2, f"{line[:LONGEST_LINE].rstrip('. ')}. See --help.")
 
     def dump(self, *args: Any, **options: Any) -> str:  # noqa: ANN401 - those of jsonargparse
         """Returns what a recipe holds, so that what is printed is one: no folder of a run."""
@@ -158,7 +172,7 @@ def quickstart_arguments(parser: ArgumentParser) -> None:
 
 def doctor_arguments(parser: ArgumentParser) -> None:
     """Declares the options of `doctor` and of `theory`; see their help."""
-    parser.add_argument("classifier", help="Any name of timm.")
+    parser.add_argument("classifier", help="A saved energy, any name of timm, or demo:NAME.")
     parser.add_argument("--size", type=PositiveInt | None, help="Image size; its own by default.")
     parser.add_argument("--pretrained", type=bool, default=True, help="Load its weights.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")

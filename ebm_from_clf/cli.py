@@ -186,7 +186,9 @@ def _convert(a: Namespace) -> None:
 def _finetune(a: Namespace) -> None:
     """Fine-tunes a classifier by a recipe until its samples look like the data."""
     run = finetune_recipe(a.recipe, a.output, bar, resume=a.resume == "auto")
-    print(f"accuracy {run.metrics['accuracy_before']:.3f} -> {run.metrics['accuracy_after']:.3f}")
+    if run.energy.n_classes != 1:  # of a texture there is none
+        before, after = (run.metrics[f"accuracy_{when}"] for when in ("before", "after"))
+        print(f"accuracy {before:.3f} -> {after:.3f}")
     if run.metrics["faults"]:
         last, n = run.metrics["faults"][-1], len(run.metrics["faults"])
         print(

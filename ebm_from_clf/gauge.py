@@ -40,7 +40,7 @@ def pick(tilts: Tensor, y: Tensor) -> Tensor:
     """
     if y.is_floating_point():
         return (tilts * y).sum(1)
-    return tilts.gather(1, y[:, None])[:, 0]
+    return tilts.gather(1, y[:, None].long())[:, 0]
 
 
 def check_gauge(gauge: str) -> None:
@@ -65,11 +65,18 @@ def check_classes(y: Tensor, n: int, n_classes: int | None) -> None:
         n_classes: The number of classes, if it is known.
 
     Raises:
+        TypeError: If `y` is no tensor.
         ValueError: If `y` is not one existing class index per image.
     """
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"ClassifierEnergy: `y` must be a tensor of class indices, got {type(y).__name__}. "
+            "Give `torch.tensor([...])`, one class per image."
+        )
     if y.is_floating_point() and y.shape == (n, n_classes):
         return
-    if y.shape != (n,) or y.is_floating_point() or y.dtype == torch.bool:
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.shape != (n,) or not whole:
         raise ValueError(
             f"ClassifierEnergy: `y` must hold one class index per image, shape ({n},), or "
             f"a weight of every class, got {y.dtype} of shape {tuple(y.shape)}. For every "

@@ -66,8 +66,10 @@ class Langevin:
     momentum: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.n_steps < 0:
-            raise ValueError(f"Langevin: `n_steps` must be 0 or more, got {self.n_steps}.")
+        if not isinstance(self.n_steps, int) or self.n_steps < 0:
+            raise ValueError(
+                f"Langevin: `n_steps` must be 0 or more, and whole, got {self.n_steps}."
+            )
         if not 0 < self.step_size < 2:
             raise ValueError(
                 f"Langevin: `step_size` must be between 0 and 2, where the chain is stable, "

@@ -7,7 +7,7 @@ belong to the classifier, not to the caller: everywhere else in this package an 
 tensor of pixels in [0, 1], with shape (B, C, H, W).
 """
 
-__all__ = ["PixelSpace", "check_pixels", "dequantize", "quantize", "resize"]
+__all__ = ["PixelSpace", "check_images", "check_pixels", "dequantize", "quantize", "resize"]
 
 import math
 from collections.abc import Sequence
@@ -73,6 +73,51 @@ class PixelSpace(nn.Module):
                 f"images must have shape (B, {', '.join(map(str, self.shape))}), "
                 f"got {tuple(x.shape)}. Resize them, or convert the classifier with `size=`."
             )
+
+
+def check_images(who: str, x: Tensor, energy: object = None) -> None:
+    """Checks that there are images, that they are finite, and that they are those of an energy.
+
+    Arguments:
+        who: The caller, named in the error.
+        x: The images, in pixels or whitened coordinates, with shape (B, C, H, W).
+        energy: The energy, whose reference has their shape and dtype. `None` for any images.
+
+    Raises:
+        TypeError: If they are no tensor, the energy is none, or they are not of its dtype.
+        ValueError: If their shape is not that of the energy, there is none, or a number of one is
+            not finite.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{who}: images must be a tensor, got {type(x).__name__}. Make it one.")
+    if energy is not None:
+        mean = getattr(getattr(energy, "reference", None), "mean", None)
+        if not isinstance(mean, Tensor):
+            raise TypeError(
+                f"{who}: an energy is needed, got {type(energy).__name__}. `convert` makes one of "
+                "a classifier."
+            )
+        _check_like(who, x, mean)
+    if not len(x):
+        raise ValueError(f"{who}: one image or more is needed, got shape {tuple(x.shape)}.")
+    finite = x.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"{who}: images must be finite, image {bad} is not. Leave it out.")
+
+
+def _check_like(who: str, x: Tensor, mean: Tensor) -> None:
+    if x.ndim != 4 or x.shape[1:] != mean.shape:
+        raise ValueError(
+            f"{who}: images must have shape (B, {', '.join(map(str, mean.shape))}), as the energy "
+            f"takes them, got {tuple(x.shape)}. Resize them, or convert the classifier with "
+            "`size=`."
+        )
+    if x.dtype != mean.dtype:
+        raise TypeError(
+            f"{who}: images must be {mean.dtype}, as the energy is, got {x.dtype}. Give "
+            f"`x.to({mean.dtype})`, of 8-bit images divided by 255."
+        )
 
 
 def check_pixels(who: str, x: Tensor) -> None:

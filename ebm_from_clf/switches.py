@@ -29,7 +29,9 @@ from torch.overrides import TorchFunctionMode
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .gauge import check_classes
+from .graph import read
 from .modes import frozen
+from .space import check_images
 
 Switches = Literal["gradient", "deconvnet", "guided"]
 
@@ -43,6 +45,7 @@ CEILINGS = {
     Tensor.relu: math.inf,
     Tensor.relu_: math.inf,
 }
+KNOWN = ("relu", "hardtanh")  # what they are in the graph of a network
 IN_PLACE = (torch.relu_, Tensor.relu_)
 
 
@@ -52,7 +55,8 @@ def topdown(
     """Returns the signal that comes down from a score to each image, with the shape of x.
 
     For units of inner layers, `topdown(units(energy, ["layer3.1.conv2:17"]), x, y)`. Rectifiers
-    are ReLU and ReLU6, as modules or as functions of torch.
+    are ReLU and ReLU6, as modules or as functions of torch; of others, as LeakyReLU, only the
+    gradient is defined.
 
     References:
         | Visualizing and Understanding Convolutional Networks (Zeiler and Fergus, 2014)
@@ -70,27 +74,45 @@ def topdown(
         The signal, in logits per pixel value. With `gradient` it is the gradient of the logit.
 
     Raises:
-        TypeError: If the images are not floating point.
-        ValueError: If a shape is wrong or a class or rule does not exist.
+        TypeError: If the images are not of the dtype of the energy.
+        ValueError: If a shape is wrong, an image is not finite, there is none, or a class or rule
+            does not exist.
         UsageError: If other switches than those of the gradient are asked for, and the network
-            has no rectifier.
+            has no rectifier, or one that is not known.
     """
     if switches not in get_args(Switches):
         raise ValueError(f"topdown: `switches` is {get_args(Switches)}, got {switches!r}.")
-    energy.space.check(x)
+    check_images("topdown", x, energy)
     check_classes(y, len(x), energy.n_classes)
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
         x = x.detach().clone().requires_grad_()
         with _Rectifiers(switches) as met:
             logits = energy.classify(x)
-        above = y if y.is_floating_point() else functional.one_hot(y, logits.shape[1])
+        above = y if y.is_floating_point() else functional.one_hot(y.long(), logits.shape[1])
         (signal,) = torch.autograd.grad(logits, x, above.to(logits))
-    if not met.count and switches != "gradient":
+    if switches != "gradient":
+        _check_rectifiers(energy, x.detach(), switches, met.count)
+    return signal
+
+
+def _check_rectifiers(energy: ClassifierEnergy, x: Tensor, switches: Switches, met: int) -> None:
+    """Checks that there are rectifiers, and that all were given their switches."""
+    nodes = read(energy.classifier, energy.space(x[:1])).nodes
+    # With a kink at 0 and none below: neither a hard tanh nor the gates of hardsigmoid.
+    every = [node for node in nodes if node.kind == "rectifier" and node.kinks[0] == 0]
+    others = [node for node in every if node.operation.name not in KNOWN]
+    if others or met < len(every):
+        node = (others or every)[0]
+        raise UsageError(
+            f"topdown: {switches!r} is not defined for {node.operation.name} in "
+            f"{node.module or 'the network'} ({node.layer}). Use 'gradient', or torch's ReLU or "
+            "ReLU6 in its place."
+        )
+    if not met:
         raise UsageError(
             f"topdown: no ReLU was met, so {switches!r} is not defined. Use 'gradient', or a "
             "classifier with ReLU or ReLU6."
         )
-    return signal
 
 
 class _Rectifiers(TorchFunctionMode):

@@ -27,7 +27,10 @@ settings = replace(recipe.finetune, updates=3, log_every=1) if QUICK else recipe
 recipe = replace(recipe, data=replace(recipe.data, root=source), finetune=settings)
 
 network, space = create_for(recipe)
-crops = recipe.load("train", space)
+try:
+    crops = recipe.load("train", space)
+except ebm.UsageError as error:  # no such file, no image, or one too small to cut crops of
+    raise SystemExit(str(error)) from None
 energy = recipe.convert(network, space, crops)  # a reference and filters on the scale of the crops
 tuner, film = ebm.Finetuner(energy, crops, settings), []
 tuner.run(callback=lambda line: film.append(tuner.chains.pixels([0], 1)))

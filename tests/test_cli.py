@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+import toys
 import yaml
 from PIL import Image
 
-from ebm_from_clf import convert, load, save
+from ebm_from_clf import cli, convert, load, save
 from ebm_from_clf.arguments import read_recipe
 from ebm_from_clf.cli import main
+from ebm_from_clf.run import Finished
 
 RECIPE = """\
 # Two updates on digits of 8x8 pixels.
@@ -444,11 +446,12 @@ WRONG_SAMPLES = [
     (["--classes", "-1"], "no class is named '-1'"),
     (["--classes", ""], "no class is named ''"),
     (["--classes", "0,"], "no class is named ''"),
-    (["--classes", "0", "--n", "0"], '"n"'),
-    (["--classes", "0", "--n", "-3"], '"n"'),
-    (["--classes", "0", "--n", "1.5"], '"n"'),
-    (["--classes", "0", "--steps", "0"], '"steps"'),
-    (["--classes", "0", "--seed", "-1"], '"seed"'),
+    (["--classes", "0", "--n", "0"], "--n must be a positive whole number, got 0."),
+    (["--classes", "0", "--n", "-3"], "--n must be a positive whole number, got -3."),
+    (["--classes", "0", "--n", "1.5"], "--n must be a positive whole number, got 1.5."),
+    (["--classes", "0", "--steps", "0"], "--steps must be a positive whole number, got 0."),
+    (["--classes", "0", "--seed", "-1"], "--seed must be a whole number, 0 or more, got -1."),
+    (["--classes", "0", "--strength", "2"], "--strength must be a number from 0 to 1, got 2."),
     (["--classes", "0", "--step", "1"], "--step"),
     (["--classes", "0", "extra"], "extra"),
     ([], "classes"),
@@ -467,7 +470,32 @@ def test_a_wrong_request_for_samples_is_refused_and_writes_nothing(
 
 def test_names_of_a_wrong_type_are_told_what_is_expected(model, tmp_path):
     _, _, errors = call("sample", model, "--classes", "0", "--n", "many", "--output", tmp_path)
-    assert "many" in errors and "int" in errors
+    assert errors == ("ebm-from-clf: --n must be a positive whole number, got many. See --help.\n")
+
+
+@pytest.mark.parametrize("command", ["doctor", "theory"])
+@pytest.mark.parametrize("size", ["0", "-3", "1.5", "large"])
+def test_a_size_is_a_positive_whole_number(command, size):
+    wanted = f"ebm-from-clf: --size must be a positive whole number, got {size}. See --help.\n"
+    assert call(command, "test_resnet", f"--size={size}") == (2, "", wanted)
+
+
+@pytest.mark.parametrize("command", ["doctor", "theory", "sample"])
+def test_help_says_that_saved_energies_are_taken(command):
+    status, out, _ = call(command, "--help")
+    assert status == 0 and "A saved energy, any name of timm, or demo:NAME." in out
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_of_one_class_no_accuracy_is_told(n, monkeypatch, tmp_path):
+    metrics = {"accuracy_before": 0.25, "accuracy_after": 0.5, "faults": []}
+    run = Finished(toys.linear(n_classes=n), [], [], metrics, [])
+    monkeypatch.setattr(cli, "finetune_recipe", lambda *a, **k: run)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    _, out, _ = call("finetune", "--config", tmp_path / "r.yaml", "--output", "it")
+    told = out.splitlines()
+    assert told[:-1] == ([] if n == 1 else ["accuracy 0.250 -> 0.500"])
+    assert told[-1].startswith("wrote it;")
 
 
 @pytest.mark.parametrize("name", ["resnt18", "/no/such/folder", "local-dir:/no/such/folder"])
@@ -566,8 +594,9 @@ def test_features_are_not_converted(tmp_path):
 def test_wrong_options_of_convert_are_refused(classifier, tmp_path):
     out = tmp_path / "out"
     refused('"gauge"', "convert", classifier, "--gauge", "none", "--output", out)
-    refused('"gain"', "convert", classifier, "--gain", "0", "--output", out)
-    refused('"gain"', "convert", classifier, "--gain", "nan", "--output", out)
+    zero = "--gain must be a positive number, got 0."
+    refused(zero, "convert", classifier, "--gain", "0", "--output", out)
+    refused("--gain must", "convert", classifier, "--gain", "nan", "--output", out)
     refused("must be positive", "convert", classifier, "--gain", "inf", "--output", out)
     refused("output", "convert", classifier)
     assert list(tmp_path.iterdir()) == []

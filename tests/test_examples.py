@@ -1,11 +1,13 @@
 """The examples run as they are, shrunk, and print what they say."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -58,6 +60,22 @@ def test_prototype(tmp_path):
     assert (tmp_path / "prototype.png").is_file()
     # The filters that it begins with are 1.17 nats off.
     assert abs(float(out.split()[-2])) < 0.2
+
+
+@pytest.mark.parametrize(
+    "name, match",
+    [("none.png", "no such file"), ("fake.png", "not a readable"), ("small.png", "no crop of")],
+)
+def test_a_texture_that_cannot_be_learned_is_refused_in_one_line(
+    name, match, tmp_path, monkeypatch
+):
+    (tmp_path / "fake.png").write_text("no image")
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["textures.py", name])
+    with pytest.raises(SystemExit, match=match) as stop:
+        runpy.run_path(str(EXAMPLES / "textures.py"))
+    assert "\n" not in stop.value.code
 
 
 @pytest.mark.slow

@@ -424,6 +424,7 @@ def test_wrong_images_and_numbers_are_refused_in_one_line():
     bad[1, 0, 0, 0] = math.nan
     ends = descend(energy, u, zeros(2), n_steps=2, n_polish=2)
     decode = energy.reference.decode
+    rgb = ClassifierEnergy(network(20), WhiteNoise(torch.full((3, 4, 5), 0.5))).double()
     for match, call in [
         ("descend: images must be finite, image 1 is not", lambda: descend(energy, bad, zeros(2))),
         ("descend: one image or more", lambda: descend(energy, u[:0], zeros(0))),
@@ -435,7 +436,21 @@ def test_wrong_images_and_numbers_are_refused_in_one_line():
         ("count_modes: `distance`", lambda: count_modes(ends, -1.0)),
         ("count_modes: one image", lambda: count_modes(Minima(*(v[:0] for v in ends)))),
         ("count_modes: images must", lambda: count_modes(ends._replace(u=bad))),
+        ("count_modes: minima are needed, got Tensor", lambda: count_modes(u)),
+        ("descend: images must have shape", lambda: descend(energy, u[0], zeros(2))),
+        ("descend: images must have shape", lambda: descend(rgb, u, zeros(2))),
+        ("descend: images must be a tensor, got list", lambda: descend(energy, [u], zeros(2))),
+        ("descend: images must be torch.float64", lambda: descend(energy, u.float(), zeros(2))),
+        ("descend: an energy is needed", lambda: descend(energy.classifier, u, zeros(2))),
+        ("`n_steps` must be .* whole, got 1.5", lambda: descend(energy, u, zeros(2), n_steps=1.5)),
+        ("`n_polish` must be .*, got 1.5", lambda: descend(energy, u, zeros(2), n_polish=1.5)),
+        ("`y` must be a tensor of class indices, got list", lambda: descend(energy, u, [0, 0])),
+        ("`y` must be a tensor of class indices, got int", lambda: descend(energy, u, 0)),
+        ("`y` must hold .* got torch.bool", lambda: descend(energy, u, zeros(2) > 0)),
+        ("`y` must hold .* got torch.complex64", lambda: descend(energy, u, zeros(2) * 1j)),
+        ("recall: images must be torch.float64", lambda: recall(energy, u.byte(), u, zeros(2))),
+        ("structure: an energy is needed", lambda: structure(energy.classifier, u)),
     ]:
-        with pytest.raises(ValueError, match=match) as caught:
+        with pytest.raises((TypeError, ValueError), match=match) as caught:
             call()
         assert "\n" not in str(caught.value)

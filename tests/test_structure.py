@@ -7,7 +7,7 @@ import torch
 import toys
 from torch import nn
 
-from ebm_from_clf import ClassifierEnergy, Smoothing
+from ebm_from_clf import ClassifierEnergy, Smoothing, topdown
 from ebm_from_clf.drift import energy_and_score
 from ebm_from_clf.theory import Structure, structure
 
@@ -185,5 +185,38 @@ def test_what_has_no_structure_is_refused():
         Structure.at(kinked(smoothing=Smoothing()), u)
     with pytest.raises(ValueError, match="classes are 0 to 2"):
         Structure.at(kinked(), u).plane(Y + 1)
-    with pytest.raises(ValueError, match="images must have shape"):
+    with pytest.raises(ValueError, match="structure: images must have shape"):
         structure(kinked(), u[:, :1])
+    with pytest.raises(ValueError, match="structure: images must have shape"):
+        Structure.at(kinked(), u[:, :1])
+    found = Structure.at(kinked(), u)
+    with pytest.raises(TypeError, match="reach: images must be torch.float64, .* got torch.f"):
+        found.reach(u.float())
+    with pytest.raises(ValueError, match="reach: the structure is that of 4 images, got 1"):
+        found.reach(u[:1])
+    with pytest.raises(ValueError, match="responses: images must be finite, image 0"):
+        found.responses(u / 0, found.pattern)
+
+
+def test_classes_are_taken_in_any_precision():
+    energy, u = kinked(), state()
+    found = Structure.at(energy, u)
+    for y in (torch.eye(3)[Y], Y.byte(), Y.int()):
+        assert torch.equal(found.plane(y).slope, found.plane(Y).slope)
+        assert torch.equal(energy(u, y), energy(u, Y))
+        assert torch.equal(topdown(energy, u, y), topdown(energy, u, Y))
+
+
+def test_the_pattern_of_other_images_or_of_another_network_is_refused():
+    """One of a single image would be taken for that of all."""
+    found = Structure.at(kinked(), state())
+    one, other = Structure.at(kinked(), state()[:1]), found.pattern[::-1]
+    for pattern in (one.pattern, other, lambda unit, b: one.pattern[unit]):
+        with pytest.raises(ValueError, match="recursion: the .* must have shape"):
+            found.plane(Y, pattern)
+    for pattern in (found.pattern[:-1], [*found.pattern, found.pattern[0]]):
+        for call in (found.plane, found.responses):
+            with pytest.raises(ValueError, match="recursion: the pattern must have"):
+                call(Y if call == found.plane else found.u, pattern)
+    with pytest.raises(ValueError, match="recursion: the .* must have shape"):
+        found.responses(found.u, one.pattern)

@@ -1,5 +1,8 @@
 """The top-down pass: by hand, against autograd, and without a trace on the classifier."""
 
+import re
+import warnings
+
 import pytest
 import timm
 import torch
@@ -164,12 +167,60 @@ def test_nothing_of_it_stays():
     untouched()
 
 
+class Other(nn.Module):
+    """A ReLU beside another rectifier."""
+
+    num_classes = 1
+
+    def __init__(self, second, first=functional.relu):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return (self.second(x - 0.5) + self.first(x)).sum((2, 3))
+
+
+def scripted():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of newer versions
+        return torch.jit.script(nn.ReLU())
+
+
+def test_rectifiers_without_switches_are_refused_by_name():
+    """As a gradient they would pass what the others stop."""
+    x, y = torch.rand(2, 1, 1, 2), torch.zeros(2).long()
+    for second, name in [
+        (nn.LeakyReLU(), "leaky_relu in second (LeakyReLU)"),
+        (nn.PReLU(), "_prelu_kernel in second (PReLU)"),
+        (lambda x: x.clamp(min=0), "clamp in the network (Other)"),
+        (lambda x: x.clamp_min(0), "clamp_min in the network (Other)"),
+        (torch.abs, "abs in the network (Other)"),
+        (scripted(), "relu in"),
+    ]:
+        toy = energy(Other(second), (1, 1, 2))
+        assert topdown(toy, x, y).shape == x.shape
+        for kind in KINDS[1:]:
+            with pytest.raises(UsageError, match=re.escape(f"{kind!r} is not defined for {name}")):
+                topdown(toy, x, y, kind)
+    alone = energy(Other(lambda x: x.clamp(min=0), torch.sin), (1, 1, 2))
+    with pytest.raises(UsageError, match="is not defined for clamp"):
+        topdown(alone, x, y, "guided")
+    for second in (nn.Hardtanh(), nn.Hardsigmoid(), nn.GELU(), nn.Hardtanh(0, 6), nn.ReLU6()):
+        assert topdown(energy(Other(second), (1, 1, 2)), x, y, "guided").shape == x.shape
+
+
 def test_bad_requests_are_refused():
     toy, x, y = energy(two_layers(), (1, 1, 2)), torch.rand(1, 1, 1, 2), torch.tensor([0])
     with pytest.raises(ValueError, match="`switches` is"):
         topdown(toy, x, y, "smooth")
     with pytest.raises(ValueError, match="classes are 0 to 0"):
         topdown(toy, x, y + 1)
+    with pytest.raises(ValueError, match="topdown: images must be finite, image 0 is not"):
+        topdown(toy, x / 0, y)
+    with pytest.raises(TypeError, match="topdown: images must be torch.float32"):
+        topdown(toy, x.double(), y)
+    with pytest.raises(TypeError, match="topdown: an energy is needed, got Sequential"):
+        topdown(toy.classifier, x, y)
     smooth = toys.smooth()
     image = torch.rand(1, *toys.SHAPE)
     assert topdown(smooth, image, y).shape == image.shape

@@ -399,6 +399,34 @@ def test_of_a_network_in_half_precision_nothing_is_said():
     assert len(compared) > 5 and all(str(c).endswith("; rounding hides it") for c in compared)
 
 
+@pytest.mark.parametrize("slope", [1e-18, 0.0, 1e-6])
+def test_of_a_score_that_hardly_depends_on_the_image_little_is_said(slope, monkeypatch):
+    class Faint(Head):
+        def odd(self, x):
+            return slope * x.relu()
+
+    found = examine_theory(small(Faint()))
+    checks = {c.statement: c.verdict for c in found.checks}
+    hidden = [s for s, verdict in checks.items() if verdict == "not here"]
+    note = "  the score hardly depends on the image: |B| is "
+    assert not found.failed and (slope == 1e-6) == (note not in str(found).splitlines()[1])
+    if slope == 1e-6:
+        assert found.note == "" and checks["the top-down pass is the gradient"] == "holds"
+        return
+    rest = {"likelihood gradient: observed - synthesized", "Bayes: no gauge changes the posterior"}
+    rest |= {"log p changes with the weights by its gradient", LAYER, BAYES}
+    assert set(checks) - set(hidden) <= rest and len(hidden) >= 9
+    assert str(found).count("; the score hardly depends on the image\n") >= 8
+    assert found.as_dict()["note"].startswith(note.strip())
+    # A pass that is wrong fails all the same.
+    plane = Structure.plane
+    monkeypatch.setattr(
+        Structure, "plane", lambda *a: plane(*a)._replace(slope=plane(*a).slope + 1)
+    )
+    failed = {c.statement for c in examine_theory(small(Faint())).failed}
+    assert "the top-down pass is the gradient" in failed
+
+
 def test_a_gradient_of_weights_that_is_wrong_shows():
     """Mutant: a network whose weights get twice the gradient that they have."""
     statement = "log p changes with the weights by its gradient"

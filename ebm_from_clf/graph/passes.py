@@ -46,8 +46,12 @@ def pass_down(
         messages: The messages, by the number of the result; they are used up.
         n: The number of images.
         pattern: The slopes and positions, or what chooses them. `None` for those of the graph.
+
+    Raises:
+        ValueError: If the pattern does not fit the graph.
     """
     given = graph.pattern if pattern is None else pattern
+    _check_length(graph, given)
     choose = given if callable(given) else lambda unit, _: given[unit]
     above: list[Tensor | None] = [None] * len(graph.pattern)
     like = next(iter(messages.values()))
@@ -60,12 +64,33 @@ def pass_down(
             delta = None
             if node.unit is not None:
                 above[node.unit], delta = message, choose(node.unit, message)
+                _check_shape(graph, node.unit, delta)
             below, offset = _through(node, message, delta)
             if offset is not None:
                 alpha = alpha + (message * offset).reshape(n, -1).sum(1)
             for number, part in zip(node.inputs, below, strict=True):
                 messages[number] = messages[number] + part if number in messages else part
     return TopDown(alpha, messages[0], tuple(above))
+
+
+def _check_length(graph: Graph, pattern: Pattern | Choice) -> None:
+    if not callable(pattern) and len(pattern) != len(graph.pattern):
+        raise ValueError(
+            f"recursion: the pattern must have {len(graph.pattern)} deltas, one of each "
+            f"activation and max-pool, got {len(pattern)}. Take that of the same network."
+        )
+
+
+def _check_shape(graph: Graph, unit: int, delta: Delta) -> None:
+    """Checks that what one activation or max-pool does is of the shape that it has."""
+    for name in ("slopes", "positions"):
+        own, given = (getattr(d, name) for d in (graph.pattern[unit], delta))
+        wanted, found = (None if v is None else tuple(v.shape) for v in (own, given))
+        if wanted != found:
+            raise ValueError(
+                f"recursion: the {name} of delta {unit} must have shape {wanted}, got {found}. "
+                "Take the pattern of as many images, of the same network."
+            )
 
 
 def _through(node: Node, b: Tensor, delta: Delta | None) -> tuple[list[Tensor], Tensor | None]:
@@ -93,7 +118,11 @@ def pass_up(
             them is 0.
         pattern: The slopes and positions.
         offsets: Whether biases and offsets add.
+
+    Raises:
+        ValueError: If the pattern does not fit the graph.
     """
+    _check_length(graph, pattern)
     before: list[Tensor | None] = [None] * len(pattern)
     with full_precision(next(iter(values.values())).device):
         for node in graph.nodes:
@@ -105,6 +134,7 @@ def pass_up(
                 zeros = zip(node.inputs, node.operation.zeros(), strict=True)
                 given = [values.get(n, zero) for n, zero in zeros]
             if node.unit is not None:
+                _check_shape(graph, node.unit, pattern[node.unit])
                 before[node.unit] = given[0]
                 values[node.output] = _respond(given[0], pattern[node.unit], offsets=offsets)
                 continue

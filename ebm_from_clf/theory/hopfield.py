@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..energy import ClassifierEnergy
+from ..space import check_images
 from .minima import Minima, descend
-from .structure import check_images
 
 
 class Modes(NamedTuple):
@@ -60,8 +60,11 @@ def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
         distance: The largest distance, in u.
 
     Raises:
+        TypeError: If they are no minima.
         ValueError: If there is no minimum, one is not finite, or the distance is none.
     """
+    if not isinstance(minima, Minima):
+        raise TypeError(f"count_modes: minima are needed, got {type(minima).__name__}.")
     check_images("count_modes", minima.u)
     _check_distance("count_modes", distance)
     if not minima.found.any():
@@ -110,15 +113,14 @@ def recall(
         n_polish: The borders of pieces, or the steps, of the polish.
 
     Raises:
-        TypeError: If the images are not floating point.
+        TypeError: If the energy is none, or the images are not of its dtype.
         ValueError: If a shape or the distance is wrong, or as for :func:`descend`.
         Diverged: If chains leave the finite numbers.
     """
     _check_distance("recall", distance)
     ends = []
     for x in (clean, corrupted):
-        energy.space.check(x)
-        check_images("recall", x)
+        check_images("recall", x, energy)
         u = energy.reference.encode(x)
         ends.append(descend(energy, u, y, n_steps=n_steps, step_size=step_size, n_polish=n_polish))
     expected, images = (energy.reference.decode(end.u) for end in ends)

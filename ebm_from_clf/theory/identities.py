@@ -8,7 +8,7 @@ and two changes of coordinates: a Langevin step in u is one in x that is precond
 :math:`A A^\top`, and a temperature T is the scale :math:`\sqrt{T}` of A and the gain 1 / T.
 """
 
-__all__ = ["IDENTITIES"]
+__all__ = ["IDENTITIES", "WITHOUT_B"]
 
 import copy
 from collections.abc import Callable
@@ -175,3 +175,5 @@ IDENTITIES: tuple[Callable[[Scene], Check], ...] = (
     _preconditioned,
     _temperature,
 )
+# Those that do not speak of how a score changes with the image.
+WITHOUT_B = (_likelihood, _weights, _bayes)

@@ -22,10 +22,10 @@ from ..errors import Diverged
 from ..gauge import check_classes
 from ..langevin import Langevin
 from ..modes import frozen
+from ..space import check_images
 from ..support import confine
 from .kinks import come_to_rest
 from .readable import is_readable, unreadable
-from .structure import check_images
 
 SHORTER = (1.0, 0.3, 0.1)  # about a kink a chain goes to and fro, as far as its step
 
@@ -78,14 +78,15 @@ def descend(
         n_polish: The borders of pieces that the polish may meet, or its steps of L-BFGS.
 
     Raises:
-        ValueError: If there is no image, one is not finite, a class does not exist, pixels of the
-            energy are kept, or a number of steps is wrong.
+        TypeError: If the energy is none, or the images are not of its dtype.
+        ValueError: If there is no image, a shape is wrong, one is not finite, a class does not
+            exist, pixels of the energy are kept, or a number of steps is wrong.
         Diverged: If chains leave the finite numbers.
     """
-    check_images("descend", u)
+    check_images("descend", u, energy)
     check_classes(y, len(u), energy.n_classes)
-    if n_polish < 0:
-        raise ValueError(f"descend: `n_polish` must be 0 or more, got {n_polish}.")
+    if not isinstance(n_polish, int) or n_polish < 0:
+        raise ValueError(f"descend: `n_polish` must be 0 or more, and whole, got {n_polish}.")
     if energy.kept is not None:
         raise ValueError("descend: the energy keeps pixels. Descend the one it was made of.")
     for shorter in SHORTER:

@@ -4,7 +4,7 @@ Everything is in double precision, so that an equation holds to its rounding or 
 factor anywhere is seen in the first digits. So a tolerance needs a reason, and no fine tuning.
 """
 
-__all__ = ["Check", "Scene", "Verdict", "dot", "flat", "half", "norm", "relative_error"]
+__all__ = ["HARDLY", "Check", "Scene", "Verdict", "dot", "flat", "half", "norm", "relative_error"]
 
 import copy
 import math
@@ -35,6 +35,9 @@ LOOSE = 1e-2
 SIXTH = 2.0**-25
 # The equations hold for each weight; of larger networks those of their smallest tensors are seen.
 WEIGHTS = 10_000_000
+
+# Of B nothing is seen then, and an equation of it holds with any other.
+HARDLY = "the score hardly depends on the image"
 
 Verdict = Literal["holds", "FAILS", "local only", "not here"]
 
@@ -121,6 +124,7 @@ class Scene:
             self.unlearned = "the score does not depend on the smallest of its weights"
         self.tilt, self.b = self.tilt_and_b(self.u)
         self.drift = self.b - self.u
+        self.unmoved = _unmoved(self.tilt, self.b)
         spoilers = self.census.spoilers
         self.spoiler = f"{spoilers[0].operation} of {spoilers[0].layer}" if spoilers else ""
         self.reach = None if spoilers else self.structure.reach(self.drift)
@@ -191,6 +195,14 @@ def _likeliest(energy: ClassifierEnergy, u: Tensor) -> Tensor:
             "reference. `ebm-from-clf doctor` looks for the reason."
         )
     return tilts.argmax(1)
+
+
+def _unmoved(tilt: Tensor, b: Tensor) -> str:
+    """Says so if rounding hides all of what an image changes a score by."""
+    size, lost = norm(b).max(), LOST * torch.finfo(b.dtype).eps * tilt.abs().max()
+    if size > lost:
+        return ""
+    return f"{HARDLY}: |B| is {float(size):.1e}, rounding hides {float(lost):.0e} of F"
 
 
 def _rounding(operation: Operation) -> float:

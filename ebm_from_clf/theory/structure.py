@@ -11,7 +11,7 @@ the borders of the piece. The piece is named by its pattern :math:`\delta`, and
 :math:`u \to \delta \to B` is an auto-encoder: the top-down pass needs the pattern, not the image.
 """
 
-__all__ = ["Plane", "Structure", "check_images", "structure"]
+__all__ = ["Plane", "Structure", "structure"]
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..energy import ClassifierEnergy
 from ..gauge import check_classes
 from ..graph import Choice, Graph, Pattern, down, reach, read, respond, secants
+from ..space import check_images
 from .census import Census, census
 
 
@@ -67,8 +68,11 @@ class Structure:
             u: Whitened coordinates, with shape (B, C, H, W).
 
         Raises:
-            ValueError: If the scores are smoothed.
+            TypeError: If the energy is none, or they are not of its dtype.
+            ValueError: If their shape is not that of the energy, there is none, one is not
+                finite, or the scores are smoothed.
         """
+        check_images("structure", u, energy)
         if energy.smoothing is not None:
             raise ValueError(
                 "structure: the scores are averaged over changes of the image, which have no "
@@ -101,8 +105,9 @@ class Structure:
                 each activation and max-pool.
 
         Raises:
-            ValueError: If a class does not exist, the gauge is not linear in the logits, or an
-                operation of the classifier has no slopes.
+            ValueError: If a class does not exist, the gauge is not linear in the logits, an
+                operation of the classifier has no slopes, or the pattern is that of another
+                number of images or of another network.
         """
         alpha, slope, above = down(self.graph, self._weights(y), pattern)
         reference, space = self.energy.reference, self.energy.space
@@ -132,8 +137,10 @@ class Structure:
             pattern: The pattern. That of u itself gives what does go in.
 
         Raises:
-            ValueError: If an operation of the classifier has no slopes.
+            TypeError: If the images are not of the dtype of the energy.
+            ValueError: If they are not like those of the structure, or as for :meth:`plane`.
         """
+        self._check("responses", u)
         return respond(self.graph, self.energy.space(self.energy.reference.decode(u)), pattern)[1]
 
     def residual(self, y: Tensor) -> Tensor:
@@ -159,9 +166,20 @@ class Structure:
                 minus the residual.
 
         Raises:
-            ValueError: If the classifier is not linear on pieces.
+            TypeError: If it is not of the dtype of the energy.
+            ValueError: If it is not like the images, or the classifier is not linear on pieces.
         """
+        self._check("reach", direction)
         return reach(self.graph, self.energy.reference.factor(direction) / self.energy.space.std)
+
+    def _check(self, who: str, u: Tensor) -> None:
+        """Checks that images are like those of the structure, and as many."""
+        check_images(who, u, self.energy)
+        if len(u) != len(self.u):
+            raise ValueError(
+                f"{who}: the structure is that of {len(self.u)} images, got {len(u)}. "
+                "Give as many."
+            )
 
     def _weights(self, y: Tensor) -> Tensor:
         """Returns the weights of the logits in the tilt, with shape (B, K)."""
@@ -171,8 +189,8 @@ class Structure:
                 "structure: the gauge log_softmax is not linear in the logits, so that its "
                 "scores have no pieces. Take an energy with the gauge raw or centered."
             )
-        weights = torch.zeros_like(self.graph.logits)
-        weights = weights + y if y.is_floating_point() else weights.scatter(1, y[:, None], 1.0)
+        none = torch.zeros_like(self.graph.logits)
+        weights = y.to(none) if y.is_floating_point() else none.scatter(1, y[:, None].long(), 1.0)
         if self.energy.gauge == "centered":
             weights = weights - weights.mean(1, keepdim=True)
         return self.energy.gain * weights
@@ -186,28 +204,9 @@ def structure(energy: ClassifierEnergy, x: Tensor) -> Structure:
         x: Pixels in [0, 1], with shape (B, C, H, W).
 
     Raises:
-        TypeError: If the images are not floating point.
-        ValueError: If their shape is not that of the classifier, there is none, one is not
-            finite, or the scores are smoothed.
+        TypeError: If the energy is none, or they are not of its dtype.
+        ValueError: If their shape is not that of the energy, there is none, one is not finite, or
+            the scores are smoothed.
     """
-    energy.space.check(x)
-    check_images("structure", x)
+    check_images("structure", x, energy)
     return Structure.at(energy, energy.reference.encode(x))
-
-
-def check_images(who: str, u: Tensor) -> None:
-    """Checks that there are images, and that they are finite.
-
-    Arguments:
-        who: The caller, named in the error.
-        u: The images, in pixels or whitened coordinates, with shape (B, C, H, W).
-
-    Raises:
-        ValueError: If there is none, or a number of one is not finite.
-    """
-    if not len(u):
-        raise ValueError(f"{who}: one image or more is needed, got shape {tuple(u.shape)}.")
-    finite = u.isfinite().flatten(1).all(1)
-    if not finite.all():
-        bad = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"{who}: images must be finite, image {bad} is not. Leave it out.")
