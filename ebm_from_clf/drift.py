@@ -7,7 +7,15 @@ with the drift d, which is the score or its rescaled form, at the ends u and u' 
 energy U curves by :math:`\kappa` along the step.
 """
 
-__all__ = ["Energy", "Trace", "curvature", "energy_and_score", "rescale", "sampling"]
+__all__ = [
+    "Energy",
+    "Trace",
+    "confined",
+    "curvature",
+    "energy_and_score",
+    "rescale",
+    "sampling",
+]
 
 import math
 from collections.abc import Callable, Iterator
@@ -68,6 +76,26 @@ def curvature(last: tuple[Tensor, Tensor] | None, now: tuple[Tensor, Tensor]) ->
         return torch.full_like(now[0].flatten(1)[:, 0], math.nan)
     moved, change = ((b - a).flatten(1) for a, b in zip(last, now, strict=True))
     return -(moved * change).sum(1) / moved.square().sum(1)
+
+
+def confined(energy: Energy, u: Tensor, way: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns a state brought back into the support, if there is one, and the way on from there.
+
+    A wall stops or turns the way on as it does the state: by its derivative, which acts on each
+    coordinate alone and is the same forwards and backwards.
+
+    Arguments:
+        energy: The energy; its `confine` brings a state back.
+        u: The state, with shape (B, *).
+        way: Where it goes on to, with the same shape; `None` if that is not of interest.
+    """
+    confine = getattr(energy, "confine", None)
+    if confine is None or way is None:
+        return (u if confine is None else confine(u)), way
+    with torch.enable_grad():
+        moved = confine(u.requires_grad_())
+        (way,) = torch.autograd.grad(moved, u, way)
+    return moved.detach(), way
 
 
 @contextmanager

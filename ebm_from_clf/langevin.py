@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .drift import Energy, Trace, curvature, energy_and_score, rescale, sampling
+from .drift import Energy, Trace, confined, curvature, energy_and_score, rescale, sampling
 from .noise import Randomness, normal
 
 
@@ -209,15 +209,7 @@ class Langevin:
         if way is not None:
             noise = c * (way + shift) + (1 - c**2) ** 0.5 * noise
         u = u + shift + noise
-        way = shift + noise if c else None
-        confine = getattr(energy, "confine", None)
-        if confine is None or way is None:
-            return (u if confine is None else confine(u)), way
-        # A wall acts on each coordinate alone: its derivative is the same forwards and backwards.
-        with torch.enable_grad():
-            moved = confine(u.requires_grad_())
-            (way,) = torch.autograd.grad(moved, u, way)
-        return moved.detach(), way
+        return confined(energy, u, shift + noise if c else None)
 
     def heat(self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness) -> Tensor:
         r"""Returns how much a random score adds to the temperature, with shape (B).

@@ -127,21 +127,24 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight.T
 
 
-def test_randomness_heats_the_chain_as_much_as_it_says():
-    """f linear: u is Gaussian of variance (T + e^2 v / 4) / (1 - e^2 / 4) in every coordinate."""
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+def test_randomness_heats_the_chain_as_much_as_it_says(momentum):
+    """f linear: u is Gaussian of variance (T + heat) / (1 - e^2 / 4) in every coordinate."""
     e, step, temperature, n = energy(SHIFT, Linear(), scale=0.01), 0.8, 0.005, 400
     u, y = torch.zeros(n, *SHAPE), torch.ones(n, dtype=torch.int64)
-    sampler = Langevin(60, step, temperature)
+    sampler = Langevin(60, step, temperature, momentum=momentum)
+    farther = (1 + momentum) / (1 - momentum)
     v = float(gradients(e, u[:1], y[:1], 20_000, 7).var(0).mean())
     heat = sampler.heat(e, u, y, generator=toys.seeded(8))
     spread = float(heat.std()) / n**0.5
-    assert abs(float(heat.mean()) - step**2 / 4 * v) < 5 * spread + 1e-3 * v
+    expected = farther * step**2 / 4 * v
+    assert abs(float(heat.mean()) - expected) < 5 * spread + 1e-3 * v
     drawn = draw(e, [1], n, sampler=replace(sampler, n_steps=2)).heat
-    assert abs(float(drawn.mean()) - step**2 / 4 * v) < 5 * float(drawn.std()) / n**0.5 + 1e-3 * v
+    assert abs(float(drawn.mean()) - expected) < 5 * float(drawn.std()) / n**0.5 + 1e-3 * v
     u, _ = sampler(e, u, y, generator=toys.seeded(9))
     variance = u.flatten(1).var(0).mean()
-    expected = (temperature + step**2 * v / 4) / (1 - step**2 / 4)
-    assert float(variance) == pytest.approx(expected, rel=0.05)
+    hot = (temperature + expected) / (1 - step**2 / 4)
+    assert float(variance) == pytest.approx(hot, rel=0.05)
     # Mutant: the heat left out is far off.
     assert float(variance) > 2 * temperature / (1 - step**2 / 4)
     assert sampler.heat(energy(None), u, y, generator=toys.seeded(8)).max() == 0
