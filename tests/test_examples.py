@@ -85,3 +85,17 @@ def test_textures(tmp_path):
         assert (tmp_path / f"{name}.png").is_file()
     # q itself, which is next to the model after three updates, has a third of the contrast.
     assert 0.2 < float(out.split()[1]) < 0.6
+
+
+def test_topdown(tmp_path):
+    """Only the gradient knows the class (Nie et al., 2018)."""
+    out = run("topdown.py", tmp_path)
+    assert (tmp_path / "topdown.png").is_file()
+    alike = dict(
+        zip(
+            ("gradient", "guided", "deconvnet"),
+            (float(line.split()[-1]) for line in out.splitlines()),
+            strict=True,
+        )
+    )
+    assert alike["gradient"] < 0.5 and alike["guided"] > 0.9 and alike["deconvnet"] > 0.9
