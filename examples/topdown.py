@@ -2,9 +2,9 @@
 
     pip install -e ".[demo]" && python examples/topdown.py [CLASSIFIER]
 
-Writes topdown.png: the photograph, then for each of two classes the gradient of its score, of which
-the paper's reconstruction B is made, guided backpropagation, and the deconvnet. The gradient is
-that of a class; the other two show what is in the photograph, whatever the class.
+Writes topdown.png: the photograph, then for each of two classes the gradient of its score, of
+which the reconstruction B of the paper is made, guided backpropagation, and the deconvnet. The
+gradient is that of a class; the other two show what is in the photograph, whatever the class.
 """
 
 import os
