@@ -25,8 +25,9 @@ energy of one step of a random score.
 __all__ = ["Langevin"]
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -114,8 +115,22 @@ class Langevin:
     @property
     def time(self) -> float:
         """How far a constant drift of 1 moves chains in all steps."""
-        n, c = self.n_steps, self.momentum
+        return self._time(self.n_steps)
+
+    def _time(self, n: float) -> float:
+        """Returns how far a constant drift of 1 moves chains in n steps."""
+        c = self.momentum
         return self.step_size**2 / 2 * (n + 2 * c / (1 - c) * (n - (1 - c**n) / (1 - c)))
+
+    def lasting(self, time: float) -> "Langevin":
+        """Returns the sampler with as many steps in one call as take a time.
+
+        Arguments:
+            time: The time, see :attr:`time`.
+        """
+        most = range(math.ceil(2 * time / self.step_size**2) + 1)
+        n_steps = bisect_right(most, time, key=lambda n: self._time(n + 0.5))
+        return replace(self, n_steps=n_steps)
 
     def equivalent(self, gain: float) -> dict[str, float | None]:
         r"""Returns the T = 1 model that the chains sample.
@@ -210,27 +225,6 @@ class Langevin:
             noise = c * (way + shift) + (1 - c**2) ** 0.5 * noise
         u = u + shift + noise
         return confined(energy, u, shift + noise if c else None)
-
-    def heat(self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness) -> Tensor:
-        r"""Returns how much a random score adds to the temperature, with shape (B).
-
-        A drift of variance v per coordinate acts like noise of the temperature
-        :math:`\frac{e^2 v}{4} \frac{1 + c}{1 - c}`, to which chains are heated beyond T. Estimated
-        from two draws, hence unbiased and rough; 0 for an energy that is not random.
-
-        Arguments:
-            energy: The energy.
-            u: The state, with shape (B, *).
-            y: The class indices, with shape (B).
-            generator: One generator, or one per chain.
-        """
-        with sampling(energy):
-            u, y = u.detach().clone(), y.clone()
-            first, second = (self._drift(energy, u, y, generator)[0] for _ in range(2))
-            # Half the squared difference of two draws has the variance for its mean.
-            e = self.lengths(y)
-            farther = (1 + self.momentum) / (1 - self.momentum)
-            return farther * e**2 / 8 * (first - second).flatten(1).square().mean(1)
 
     def _drift(
         self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness

@@ -8,6 +8,7 @@ __all__ = [
     "UNTUNED",
     "Samples",
     "draw",
+    "heat",
     "join",
     "n_steps",
     "sample",
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 
 from .blend import STRIDE, Blend, check, targets
+from .drift import energy_and_score, sampling
 from .energy import ClassifierEnergy
 from .errors import Diverged
 from .langevin import Langevin
 from .modes import sharing
-from .noise import generators
+from .noise import Randomness, generators
 from .start import ReferenceStart
 from .swift import Swift, for_chains
 
@@ -211,10 +213,34 @@ def _chain(
     if energy.kept is not None:
         # Exactly, whatever the rounding of whitened coordinates.
         x = torch.where(energy.kept.mask.cpu(), energy.kept.image.cpu(), x)
-    heat = torch.zeros(len(y))
-    if energy.smoothing is not None:
-        heat = sampler.heat(energy, u, y, generator=noise).cpu()
+    heated = torch.zeros(len(y))
+    if energy.smoothing is not None and sampler.tilt_norm is None:
+        heated = heat(energy, sampler, u, y, generator=noise).cpu()
     kept = torch.stack(film) if film else x.new_empty(0, *x.shape)
     outside = ((x <= 0) | (x >= 1)).float().flatten(1).mean(1)
     x, kept = x.clamp(0, 1), kept.clamp(0, 1)
-    return Samples(x, leading, torch.tensor(seeds), value, kept, outside, heat)
+    return Samples(x, leading, torch.tensor(seeds), value, kept, outside, heated)
+
+
+def heat(
+    energy: ClassifierEnergy, sampler: Langevin, u: Tensor, y: Tensor, *, generator: Randomness
+) -> Tensor:
+    r"""Returns how much a random score adds to the temperature, with shape (B).
+
+    A drift of variance v per coordinate acts like noise of the temperature :math:`\frac{e^2 v}{4}
+    \frac{1 + c}{1 - c}`, to which chains are heated beyond T. Estimated from two draws, hence
+    unbiased and rough; 0 for an energy that is not random.
+
+    Arguments:
+        energy: The energy.
+        sampler: How chains move.
+        u: The state, with shape (B, C, H, W).
+        y: The class indices, with shape (B), or weights of classes, with shape (B, K).
+        generator: One generator, or one per chain.
+    """
+    with sampling(energy):
+        first, second = (energy_and_score(energy.realise(u, generator), u, y)[1] for _ in range(2))
+        # Half the squared difference of two draws has the variance for its mean.
+        farther = (1 + sampler.momentum) / (1 - sampler.momentum)
+        found = (first - second).flatten(1).square().mean(1)
+        return farther * sampler.lengths(y) ** 2 / 8 * found

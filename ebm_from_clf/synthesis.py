@@ -122,9 +122,11 @@ class Synthesizer:
         if found == self._made:
             return  # the length of fresh chains is read from the device
         self.sampler = self._made = found
-        # A fresh chain is as long as those of the store are in the end, on average.
-        length = self.chains.burn_in + round(n_steps * self.chains.lifetime)
-        self.energy.sampler = replace(self.sampler, n_steps=length)
+        # A fresh chain is as long as those of the store are in the end, on average. With momentum
+        # it takes fewer steps, since its velocity is not drawn anew after each update.
+        burnt_in = replace(self.sampler, n_steps=self.chains.burn_in).time
+        age = burnt_in + self.sampler.time * self.chains.lifetime
+        self.energy.sampler = self.sampler.lasting(age)
 
     def follow(self) -> None:
         """Makes the steps of each class as long as the stride says now."""

@@ -181,6 +181,10 @@ def test_a_constant_drift_moves_chains_by_the_time():
     assert (moved - sampler.time).abs().max() < 1e-12
     assert sampler.time > 3 * replace(sampler, momentum=0.0).time
     assert replace(sampler, momentum=0.0).time == pytest.approx(12 * 0.3**2 / 2)
+    for n in (0, 1, 2, 5, 40):
+        for momentum in (0.0, 0.3, 0.8, 0.95):
+            wanted = Langevin(n, 0.3, momentum=momentum)
+            assert replace(wanted, n_steps=7).lasting(wanted.time) == wanted
 
 
 class WithoutGain(ClassifierEnergy):

@@ -94,7 +94,7 @@ FOLDERS = {
 }
 MATHEMATICS = {name for names in FLOORS[:8] for name in names}
 STANDARD = {"copy", "os", "inspect", "math", "typing", "warnings"}
-STANDARD |= {"collections", "contextlib", "dataclasses"}
+STANDARD |= {"bisect", "collections", "contextlib", "dataclasses"}
 
 
 def rank(floors):
