@@ -1,6 +1,7 @@
 """A texture, learned from one small picture and drawn at another, larger size.
 
     python examples/textures.py brick        # or grass, gravel, or an image file
+    python examples/textures.py grass texture_fine        # by another recipe
 
 Writes textures.png, the observed beside 256x256 synthesized pixels, film.png, a chain while its
 energy was learned, and filters.png, where in the texture each learned filter responds most.
@@ -22,7 +23,7 @@ from ebm_from_clf.texture import exemplar
 
 QUICK = bool(os.environ.get("QUICK"))
 source = sys.argv[1] if len(sys.argv) > 1 else "brick"
-recipe = read_recipe("texture")
+recipe = read_recipe(sys.argv[2] if len(sys.argv) > 2 else "texture")
 settings = replace(recipe.finetune, updates=3, log_every=1) if QUICK else recipe.finetune
 recipe = replace(recipe, data=replace(recipe.data, root=source), finetune=settings)
 

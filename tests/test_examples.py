@@ -99,3 +99,9 @@ def test_topdown(tmp_path):
         )
     )
     assert alike["gradient"] < 0.5 and alike["guided"] > 0.9 and alike["deconvnet"] > 0.9
+
+
+def test_layer_by_layer(tmp_path):
+    out = run("layer_by_layer.py", tmp_path)
+    assert (tmp_path / "layers.png").is_file()
+    assert [line.split()[3] for line in out.splitlines()] == ["7", "15", "31", "63"]
