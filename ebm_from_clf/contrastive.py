@@ -92,6 +92,11 @@ class Contrastive(nn.Module):
         self.energy = energy
         self.chains = chains
         self.objective = objective or Objective()
+        if self.objective.kind == "generative" and energy.n_classes == 1:
+            raise ValueError(
+                "Contrastive: the objective `generative` tells images of a class from those of "
+                "others, and there is one class. Take `likelihood`."
+            )
         is_joint = self.objective.scores == "joint"
         if is_joint and energy.gauge == "log_softmax":
             raise ValueError(

@@ -16,12 +16,13 @@ multiplied by J: -1 for a pixel that was reflected, and 0 for one that was clamp
 border there is no score. Images whose pixels lie on the border, as black ones do, would else
 teach the score of images that no chain can reach.
 
-In a run with the gain :math:`\gamma` L is weighted by :math:`K e^2 D / (2 \gamma)`. In the limits
-above its gradient is then that of the contrastive loss after K steps of size e from the data, so
-that both stages weigh alike against the cross-entropy. Unweighted, a classifier whose gradient is
-steep would forget its classes. The gradient of L differentiates the network twice, which some
-operations cannot do. Between rectifiers a score is constant, so that L as autograd differentiates
-it moves no kink, and teaches no bias before a rectifier; chains do.
+In a run with the gain :math:`\gamma` L is weighted by :math:`t D / \gamma`, where t is the time of
+an update's chain, :math:`K e^2 / 2` for K steps e without momentum. In the limits above its
+gradient is then that of the contrastive loss after such a chain from the data, so that both stages
+weigh alike against the cross-entropy. Unweighted, a classifier whose gradient is steep would
+forget its classes. The gradient of L differentiates the network twice, which some operations
+cannot do. Between rectifiers a score is constant, so that L as autograd differentiates it moves no
+kink, and teaches no bias before a rectifier; chains do.
 """
 
 __all__ = ["WarmStart", "check_twice", "denoising", "warm_loss", "weight_of"]

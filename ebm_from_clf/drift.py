@@ -81,8 +81,8 @@ def curvature(last: tuple[Tensor, Tensor] | None, now: tuple[Tensor, Tensor]) ->
 def confined(energy: Energy, u: Tensor, way: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Returns a state brought back into the support, if there is one, and the way on from there.
 
-    A wall stops or turns the way on as it does the state: by its derivative, which acts on each
-    coordinate alone and is the same forwards and backwards.
+    A wall stops or turns the way on as it does the state: by its derivative, applied forwards, as
+    what is linear in a vector that it is applied to backwards.
 
     Arguments:
         energy: The energy; its `confine` brings a state back.
@@ -94,7 +94,9 @@ def confined(energy: Energy, u: Tensor, way: Tensor | None) -> tuple[Tensor, Ten
         return (u if confine is None else confine(u)), way
     with torch.enable_grad():
         moved = confine(u.requires_grad_())
-        (way,) = torch.autograd.grad(moved, u, way)
+        any_way = torch.zeros_like(moved, requires_grad=True)
+        (back,) = torch.autograd.grad(moved, u, any_way, create_graph=True)
+        (way,) = torch.autograd.grad(back, any_way, way)
     return moved.detach(), way
 
 

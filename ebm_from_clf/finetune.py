@@ -192,7 +192,7 @@ class Finetuner:
                 line = self._line()
                 trail.log()
                 self._watch(line)
-            if self._due(self.settings.grid_every):
+            if self._due(self.settings.grid_every) and not self._is_chainless(self.update - 1):
                 trail.draw(self.update, self.chains)
             if is_line:
                 trail.keep(self.update, self.state_dict)

@@ -195,7 +195,7 @@ class Journal:
         return {
             "lines": self.lines,
             "pending": self._pending,
-            "denoised": self._chainless,
+            "denoised": self._chainless,  # as the states of old runs have it
             "gaps": self._gaps,
         }
 

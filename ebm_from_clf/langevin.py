@@ -68,9 +68,7 @@ class Langevin:
 
     def __post_init__(self) -> None:
         if not isinstance(self.n_steps, int) or self.n_steps < 0:
-            raise ValueError(
-                f"Langevin: `n_steps` must be 0 or more, and whole, got {self.n_steps}."
-            )
+            raise ValueError(f"Langevin: `n_steps` is an int of 0 or more, got {self.n_steps!r}.")
         if not 0 < self.step_size < 2:
             raise ValueError(
                 f"Langevin: `step_size` must be between 0 and 2, where the chain is stable, "
@@ -176,7 +174,7 @@ class Langevin:
     def step(
         self, energy: Energy, u: Tensor, y: Tensor, *, generator: Randomness
     ) -> tuple[Tensor, Trace]:
-        """Takes one step.
+        """Takes one step, with a velocity drawn anew: momentum is that of the steps of one call.
 
         Arguments:
             energy: The energy U(u, y), in nats, with shape (B).

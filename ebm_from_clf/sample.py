@@ -47,7 +47,7 @@ class Samples(NamedTuple):
         frames: The images along the way, with shape (F, N, C, H, W); the first are the starts.
         saturated: The fraction of pixel values clipped to 0 or 1, with shape (N).
         heat: What the randomness of a smoothed score adds to the temperature at the end, with
-            shape (N); see :meth:`Langevin.heat`.
+            shape (N); see :func:`heat`.
     """
 
     images: Tensor
@@ -193,7 +193,7 @@ def _chain(
     y = wanted.to(device)
     u = energy.confine(energy.reference.encode(start(leading.to(device), generator=noise)))
     film = [energy.reference.decode(u).cpu()] if frames else []
-    piece = max(1, n_steps(energy, sampler) // (frames or 10))
+    piece = max(1, n_steps(energy, sampler) // max(frames, 1))
     for stage, total in _stages(energy, sampler):
         done = 0
 
@@ -239,6 +239,7 @@ def heat(
         generator: One generator, or one per chain.
     """
     with sampling(energy):
+        u, y = u.detach().clone(), y.clone()
         first, second = (energy_and_score(energy.realise(u, generator), u, y)[1] for _ in range(2))
         # Half the squared difference of two draws has the variance for its mean.
         farther = (1 + sampler.momentum) / (1 - sampler.momentum)

@@ -153,6 +153,11 @@ class Settings:
                 "Settings: with a `tilt_norm` chains do not feel the gain, so there is none to "
                 "learn. Set `learn_gain` to 0."
             )
+        if self.batch_size == 1 and self.objective.kind == "generative":
+            raise ValueError(
+                "Settings: the objective `generative` finds an image among those of a batch, of "
+                "which there must be 2 or more. Raise `batch_size`."
+            )
         if self.learn_gain and self.objective.kind == "generative":
             raise ValueError(
                 "Settings: the gain is learned from chains, of which the objective `generative` "

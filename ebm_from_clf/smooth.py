@@ -9,7 +9,7 @@ patterns of single pixels that no photograph has; few of them survive a shift. T
 of t is part of the model: :math:`p_c \propto e^{\gamma \tilde f_c} q`.
 
 A step of a chain uses few draws of t. The gradient is unbiased, and its variance v per coordinate
-of B heats the chain: at step e it runs at about :math:`T + e^2 v / 4`.
+of B heats the chain: at step e it runs at about :math:`T + e^2 v / 4`, without momentum.
 """
 
 __all__ = ["Coarse", "Smoothing", "View"]

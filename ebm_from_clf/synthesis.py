@@ -175,7 +175,10 @@ class Synthesizer:
         return found.to(y.device, non_blocking=True)[y.long()]
 
     def _burnt_in(self, energy: nn.Module, u: Tensor, y: Tensor) -> Tensor:
-        """Returns new chains after their burn-in, with the shape of u."""
+        """Returns new chains after their burn-in, with the shape of u.
+
+        Where classes make unlike numbers of steps, velocities are drawn anew at each of these.
+        """
         pace, n = self.pace(y), self.chains.burn_in
         if pace is None:
             return replace(self.sampler, n_steps=n)(energy, u, y, generator=self.generator)[0]

@@ -59,7 +59,7 @@ def test_what_holds_everywhere_holds_for_real_architectures(
     found = examine_theory(energy, name=name)
     assert found.census.form == form and not found.failed
     exact = {check.statement: check for check in found.checks if check.status == "exact"}
-    assert len(exact) == {"general": 7, "elementwise": 8, "piecewise linear": 12}[form]
+    assert len(exact) == {"general": 8, "elementwise": 9, "piecewise linear": 13}[form]
     for statement, check in exact.items():
         assert check.verdict == "holds", check
         # Ten times what it is for small networks: logits of thousands cost a softmax digits.
@@ -71,7 +71,9 @@ def test_what_holds_everywhere_holds_for_real_architectures(
     # Mutants: twice the drift, T for its root, and a loss that is too large.
     rows = (identities._preconditioned, identities._temperature, identities._likelihood)
     move, loss = Langevin._move, identities.likelihood
-    monkeypatch.setattr(Langevin, "_move", lambda s, e, u, d, *rest: move(s, e, u, 2 * d, *rest))
+    monkeypatch.setattr(
+        Langevin, "_move", lambda s, e, u, way, d, *rest: move(s, e, u, way, 2 * d, *rest)
+    )
     assert rows[0](seen).verdict == "FAILS"
     monkeypatch.setattr(Langevin, "_move", move)
     monkeypatch.setattr(Langevin, "noise_std", lambda s, e: e * s.temperature)

@@ -1,6 +1,7 @@
 """The losses against their formulas, and the drop-in in a plain loop."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import stats
@@ -150,6 +151,10 @@ def test_the_objective_without_chains_is_the_generative_loss_of_the_tilts():
     for wrong in ({"trim": 0.1}, {"square": 1.0}, {"scores": "joint"}):
         with pytest.raises(ValueError, match="`generative` has no synthesized scores"):
             Objective(kind="generative", **wrong)
+    alone = toys.linear()
+    alone.classifier = toys.Linear(torch.zeros(1, toys.DIM), torch.zeros(1))
+    with pytest.raises(ValueError, match="there is one class. Take `likelihood`"):
+        Contrastive(alone, sampler, chains, objective)
 
 
 def test_training_with_the_generative_loss_lowers_it_and_keeps_the_cross_entropy():
@@ -379,6 +384,18 @@ def test_burn_in_leaves_the_bias_of_its_closed_form(burn_in):
     with pytest.raises(AssertionError):
         stats.assert_mean(along, mutant)
     assert energy.sampler.n_steps == burn_in + round(steps / r)
+
+
+def test_with_momentum_a_fresh_chain_is_as_long_by_its_time():
+    """40 steps and 100 draws of 3, each begun with a new velocity, last as 123 without a break."""
+    energy = toys.linear()
+    start = ReferenceStart(energy.reference)
+    chains = ChainStore(energy.reference, start, 3, restart_rate=0.005, burn_in=40)
+    sampler = Langevin(3, 0.15, momentum=0.8)
+    Contrastive(energy, sampler, chains)
+    assert energy.sampler == replace(sampler, n_steps=123)
+    short, long = (replace(sampler, n_steps=n).time for n in (122, 124))
+    assert short < replace(sampler, n_steps=40).time + 100 * sampler.time < long
 
 
 def test_learning_stops_at_the_mean_of_the_data():

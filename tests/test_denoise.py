@@ -571,6 +571,13 @@ def test_stage_descends_both_losses_with_their_weights(digits):
     assert totals == [pytest.approx(expected, rel=1e-5)]
 
 
+def test_with_momentum_the_weight_is_the_time_of_the_chain():
+    """Mutant: K e^2 / 2, the time without."""
+    sampler = Langevin(n_steps=5, step_size=0.1, momentum=0.8)
+    weight = weight_of(sampler, 256, 600.0)
+    assert weight == pytest.approx(sampler.time * 256 / 600) and weight > 2 * 5 * 0.005 * 256 / 600
+
+
 def test_chains_are_begun_after_the_stage(digits):
     tuner = tuner_of(digits)
     before = tuner.chains.state.clone()

@@ -105,3 +105,5 @@ def test_layer_by_layer(tmp_path):
     out = run("layer_by_layer.py", tmp_path)
     assert (tmp_path / "layers.png").is_file()
     assert [line.split()[3] for line in out.splitlines()] == ["7", "15", "31", "63"]
+    # White noise of the reference has .2 of the contrast; filters of every depth make more of it.
+    assert all(float(line.split()[6]) > 0.05 for line in out.splitlines())

@@ -223,7 +223,7 @@ def test_a_run_of_the_generative_loss_moves_no_chain(digits, tmp_path):
     )
     settings = replace(settings, objective=replace(settings.objective, cross_entropy=0.0))
     tuner = Finetuner(energy(digits), digits, settings)
-    before = tuner.chains.state_dict()
+    before = copy.deepcopy(tuner.chains.state_dict())
     tuner.run(tmp_path / "run")
     lines = tuner.journal.lines
     assert [line["stage"] for line in lines] == ["generative"] * 3 and "auc" not in lines[0]
@@ -233,6 +233,8 @@ def test_a_run_of_the_generative_loss_moves_no_chain(digits, tmp_path):
     draw(tuner.energy, [3], 2)
     with pytest.raises(ValueError, match="the gain is learned from chains"):
         Settings(objective=Objective("generative"), learn_gain=0.1)
+    with pytest.raises(ValueError, match="Raise `batch_size`"):
+        Settings(objective=Objective("generative"), batch_size=1)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "nmuon"])

@@ -8,7 +8,7 @@ import torch
 import toys
 from torch import nn
 
-from ebm_from_clf import Langevin, convert, sample
+from ebm_from_clf import Langevin, Smoothing, convert, sample
 from ebm_from_clf.fold import Folded, fold
 from ebm_from_clf.sample import draw
 from ebm_from_clf.swift import Swift
@@ -163,6 +163,9 @@ def test_sampling_works_in_inference_mode():
     with torch.inference_mode():
         found = sample(energy, [1], sampler=Langevin(2))
     assert torch.equal(found, expected)
+    energy.smoothing = Smoothing()
+    with torch.inference_mode():
+        assert sample(energy, [1], sampler=Langevin(2)).isfinite().all()
 
 
 def test_weights_that_are_computed_are_left_alone():

@@ -442,7 +442,7 @@ def test_wrong_images_and_numbers_are_refused_in_one_line():
         ("descend: images must be a tensor, got list", lambda: descend(energy, [u], zeros(2))),
         ("descend: images must be torch.float64", lambda: descend(energy, u.float(), zeros(2))),
         ("descend: an energy is needed", lambda: descend(energy.classifier, u, zeros(2))),
-        ("`n_steps` must be .* whole, got 1.5", lambda: descend(energy, u, zeros(2), n_steps=1.5)),
+        ("`n_steps` is an int .*, got 1.5", lambda: descend(energy, u, zeros(2), n_steps=1.5)),
         ("`n_polish` must be .*, got 1.5", lambda: descend(energy, u, zeros(2), n_polish=1.5)),
         ("`y` must be a tensor of class indices, got list", lambda: descend(energy, u, [0, 0])),
         ("`y` must be a tensor of class indices, got int", lambda: descend(energy, u, 0)),

@@ -68,8 +68,9 @@ def count_modes(minima: Minima, distance: float = 1e-3) -> Modes:
     check_images("count_modes", minima.u)
     _check_distance("count_modes", distance)
     if not minima.found.any():
-        why = f"the kinks of {minima.obstacle} cannot be read" if minima.obstacle else "descend"
-        advice = why if minima.obstacle else f"{why} with more `n_steps` or a larger `n_polish`"
+        advice = "descend with more `n_steps` or a larger `n_polish`"
+        if minima.obstacle:
+            advice = f"the kinks of {minima.obstacle} cannot be read"
         raise ValueError(f"count_modes: none of the {len(minima.u)} is a minimum; {advice}.")
     found = minima.found
     u, value = minima.u[found], minima.energy[found]

@@ -37,8 +37,8 @@ class Minima(NamedTuple):
         u: Whitened coordinates, with shape (B, C, H, W).
         energy: The energies, in nats, with shape (B).
         residual: The distances of u from its reconstruction, in u, with shape (B).
-        kinks: The number of units at their kink, with shape (B); 0 inside of a piece, -1 where
-            the kinks of a network cannot be read.
+        kinks: The number of units at their kink, with shape (B); 0 inside of a piece and on a box,
+            where it is not looked for them, -1 where the kinks of a network cannot be read.
         found: Whether it is a minimum, up to rounding, with shape (B).
         slopes: Of each image the slopes of these units, 0 to 1, with which it is its own
             reconstruction, with shape (kinks).

@@ -36,6 +36,8 @@ def unreadable(energy: ClassifierEnergy, u: Tensor) -> str:
         energy: The energy.
         u: Whitened coordinates, with shape (B, C, H, W).
     """
+    if energy.smoothing is not None:
+        return ""
     for node in Structure.at(energy, u[:1]).graph.nodes:
         if node.kind in ("rectifier", "pool") and not _has_one_kink(node):
             return f"{node.operation.name} of {node.module or node.layer}"

@@ -96,6 +96,8 @@ CHANGES = {
     "warm start": {"warm_start.updates": 60},
     "curriculum": {"curriculum.auc": 0.5, "curriculum.fewest": 2},
     "learned gain": {"learn_gain": 0.02},
+    "momentum": {"sampler.momentum": 0.8},
+    "generative": {"objective.kind": "generative"},
     "last layer": {"freeze": "body"},
 }
 
