@@ -46,8 +46,8 @@ def prepare(recipe: Recipe, folder: Path, resume: bool) -> bool:
         raise UsageError(f"{folder}: {_fault(folder / DIVERGED)} {AGAIN}")
     if kept.read_text(encoding="utf-8") != text:
         raise UsageError(
-            f"{folder}: was begun with another recipe. Resume with --config {kept}, or choose "
-            "another --output."
+            f"{folder}: was begun with another recipe, or by another version of this package. "
+            f"Resume with --config {kept}, or choose another --output."
         )
     if (folder / "metrics.json").exists():
         forget(folder)
