@@ -12,9 +12,9 @@ from PIL import Image
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name, place):
+def run(name, place, *arguments):
     found = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=place,
         env=os.environ | {"QUICK": "1"},
         capture_output=True,
@@ -79,12 +79,16 @@ def test_a_texture_that_cannot_be_learned_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_textures(tmp_path):
-    out = run("textures.py", tmp_path)
+@pytest.mark.parametrize(
+    "arguments, low, high", [((), 0.2, 0.6), (("grass", "texture_fine"), 0.5, 0.9)]
+)
+def test_textures(tmp_path, arguments, low, high):
+    out = run("textures.py", tmp_path, *arguments)
     for name in ("textures", "film", "filters"):
         assert (tmp_path / f"{name}.png").is_file()
-    # q itself, which is next to the model after three updates, has a third of the contrast.
-    assert 0.2 < float(out.split()[1]) < 0.6
+    # q itself, which is next to the model after three updates, has a third of the contrast of
+    # bricks, and three quarters of that of grass.
+    assert low < float(out.split()[1]) < high
 
 
 def test_topdown(tmp_path):
