@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .drift import Energy
+from .drift import Energy, confined
 from .energy import ClassifierEnergy
 from .errors import UsageError
 from .langevin import Langevin
@@ -112,7 +112,7 @@ def denoising(
         RuntimeError: If an operation of the energy cannot be differentiated twice.
     """
     away = u.detach() + noise * normal(u, generator)
-    v, side = _confined(energy, away)
+    v, side = confined(energy, away, torch.ones_like(away))
     v.requires_grad_()
     (score,) = torch.autograd.grad(-energy(v, y).sum(), v, create_graph=True)
     wanted = side * (temperature / noise**2 * (u - away))
@@ -161,18 +161,6 @@ def warm_loss(
         generator=generator,
     )
     return loss, weight_of(sampler, u[0].numel(), energy.gain)
-
-
-def _confined(energy: Energy, away: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns images brought back into the support, and the derivative of that, pixel by pixel."""
-    confine = getattr(energy, "confine", None)
-    if confine is None:
-        return away, torch.ones_like(away)
-    away = away.requires_grad_()
-    v = confine(away)
-    (side,) = torch.autograd.grad(v.sum(), away)
-    away.requires_grad_(False)
-    return v.detach(), side
 
 
 def check_twice(classifier: nn.Module, space: PixelSpace) -> None:

@@ -78,7 +78,7 @@ def curvature(last: tuple[Tensor, Tensor] | None, now: tuple[Tensor, Tensor]) ->
     return -(moved * change).sum(1) / moved.square().sum(1)
 
 
-def confined(energy: Energy, u: Tensor, way: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def confined(energy: Energy, u: Tensor, way: Tensor) -> tuple[Tensor, Tensor]:
     """Returns a state brought back into the support, if there is one, and the way on from there.
 
     A wall stops or turns the way on as it does the state: by its derivative, applied forwards, as
@@ -87,15 +87,16 @@ def confined(energy: Energy, u: Tensor, way: Tensor | None) -> tuple[Tensor, Ten
     Arguments:
         energy: The energy; its `confine` brings a state back.
         u: The state, with shape (B, *).
-        way: Where it goes on to, with the same shape; `None` if that is not of interest.
+        way: Where it goes on to, with the same shape.
     """
     confine = getattr(energy, "confine", None)
-    if confine is None or way is None:
-        return (u if confine is None else confine(u)), way
+    if confine is None:
+        return u, way
     with torch.enable_grad():
-        moved = confine(u.requires_grad_())
+        before = u.detach().requires_grad_()
+        moved = confine(before)
         any_way = torch.zeros_like(moved, requires_grad=True)
-        (back,) = torch.autograd.grad(moved, u, any_way, create_graph=True)
+        (back,) = torch.autograd.grad(moved, before, any_way, create_graph=True)
         (way,) = torch.autograd.grad(back, any_way, way)
     return moved.detach(), way
 

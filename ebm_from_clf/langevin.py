@@ -216,13 +216,15 @@ class Langevin:
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the next state and, with momentum, the way on: e times the velocity."""
         c, shift = self.momentum, e**2 / 2 * drift
-        noise = torch.zeros_like(u)
-        if self.temperature > 0:
-            noise = self.noise_std(e) * normal(u, generator)
+        cold = self.temperature == 0
+        noise = torch.zeros_like(u) if cold else self.noise_std(e) * normal(u, generator)
         if way is not None:
             noise = c * (way + shift) + (1 - c**2) ** 0.5 * noise
         u = u + shift + noise
-        return confined(energy, u, shift + noise if c else None)
+        if c:
+            return confined(energy, u, shift + noise)
+        confine = getattr(energy, "confine", None)
+        return (u if confine is None else confine(u)), None
 
     def _drift(
         self, energy: Energy, u: Tensor, y: Tensor, generator: Randomness

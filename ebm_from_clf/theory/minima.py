@@ -97,25 +97,19 @@ def descend(
     kinks = torch.zeros(len(u), dtype=torch.int64, device=u.device)
     slopes: tuple[Tensor, ...] = ()
     with torch.inference_mode(False), torch.enable_grad(), frozen(energy):
-        obstacle = unreadable(energy, u)
-        if energy.support == "unbounded" and is_readable(energy, u):
-            rests = [
-                come_to_rest(energy, v, c, n_polish)
-                for v, c in zip(u.split(1), y.split(1), strict=True)
-            ]
+        unbounded, each = energy.support == "unbounded", zip(u.split(1), y.split(1), strict=True)
+        readable = unbounded and is_readable(energy, u)
+        obstacle = "" if readable else unreadable(energy, u)
+        if readable:
+            rests = [come_to_rest(energy, v, c, n_polish) for v, c in each]
             u = torch.cat([rest.u for rest in rests])
             residual = u.new_tensor([rest.residual for rest in rests])
             kinks = kinks.new_tensor([rest.kinks for rest in rests])
             found = kinks.new_tensor([rest.found for rest in rests], dtype=torch.bool)
             slopes = tuple(rest.slopes for rest in rests)
         else:
-            if energy.support == "unbounded":
-                u = torch.cat(
-                    [
-                        _polish(energy, v, c, n_polish)
-                        for v, c in zip(u.split(1), y.split(1), strict=True)
-                    ]
-                )
+            if unbounded:
+                u = torch.cat([_polish(energy, v, c, n_polish) for v, c in each])
             residual = _residual(energy, u, y)
             found = residual <= torch.finfo(u.dtype).eps ** 0.5 * (1 + u.flatten(1).norm(dim=1))
         value = energy(u, y).detach()
